@@ -1,0 +1,459 @@
+//! The agent's settings, in the names of Cilium's Helm values, and their form as ConfigMap keys.
+//!
+//! A user writes values (`--set routingMode=native`, a values file, a lab's `[values]`); the cluster carries them as
+//! the keys of ConfigMap `podwire-config`; the agent reads those keys once, when it starts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// All values, with their defaults. Unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Values {
+    /// Address of the API server as agents reach it; needed because nothing serves `kubernetes.default` before the agent runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k8s_service_host: Option<String>,
+    /// Port of the API server.
+    pub k8s_service_port: u16,
+    /// How nodes get pod CIDRs and pods get addresses.
+    pub ipam: Ipam,
+    /// Native routing or an overlay.
+    pub routing_mode: RoutingMode,
+    /// Install a route to each peer's pod CIDR where the peer is on the same L2 network.
+    pub auto_direct_node_routes: bool,
+    /// Skip peers that are not on the same L2 network instead of reporting an error for each.
+    #[serde(rename = "directRoutingSkipUnreachable")]
+    pub direct_routing_skip_unreachable: bool,
+    /// Traffic to this CIDR keeps the pod's address.
+    #[serde(rename = "ipv4NativeRoutingCIDR", skip_serializing_if = "Option::is_none")]
+    pub ipv4_native_routing_cidr: Option<Ipv4Net>,
+    /// Per-pod routes.
+    pub endpoint_routes: Toggle,
+    /// What the eBPF programs do.
+    pub bpf: Bpf,
+    /// Masquerade what leaves the native CIDR.
+    #[serde(rename = "enableIPv4Masquerade")]
+    pub enable_ipv4_masquerade: bool,
+    /// Devices that carry the programs; empty: the device of the node's InternalIP.
+    pub devices: Vec<String>,
+    /// MTU of pods; 0: that of the underlay device, less the encapsulation.
+    #[serde(rename = "MTU")]
+    pub mtu: u32,
+    /// The operator.
+    pub operator: Operator,
+    /// Verbose logs.
+    pub debug: Toggle,
+}
+
+/// How nodes get pod CIDRs and pods get addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Ipam {
+    /// Who gives nodes their pod CIDR.
+    pub mode: IpamMode,
+    /// Settings of mode `cluster-pool`.
+    pub operator: ClusterPool,
+}
+
+/// Settings of mode `cluster-pool`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterPool {
+    /// CIDRs out of which nodes get theirs. May be extended, not edited.
+    #[serde(rename = "clusterPoolIPv4PodCIDRList")]
+    pub pod_cidr_list: Vec<Ipv4Net>,
+    /// Prefix length of a node's CIDR; 30 is the smallest network.
+    #[serde(rename = "clusterPoolIPv4MaskSize")]
+    pub mask_size: u8,
+}
+
+/// A feature that is on or off.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Toggle {
+    /// On.
+    pub enabled: bool,
+}
+
+/// What the eBPF programs do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Bpf {
+    /// Masquerade in eBPF.
+    pub masquerade: bool,
+}
+
+/// The operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Operator {
+    /// How many operators run; one leads.
+    pub replicas: u32,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self {
+            k8s_service_host: None,
+            k8s_service_port: crate::names::API_SERVER_PORT,
+            ipam: Ipam::default(),
+            routing_mode: RoutingMode::default(),
+            auto_direct_node_routes: false,
+            direct_routing_skip_unreachable: false,
+            ipv4_native_routing_cidr: None,
+            endpoint_routes: Toggle::default(),
+            bpf: Bpf::default(),
+            enable_ipv4_masquerade: true,
+            devices: Vec::new(),
+            mtu: 0,
+            operator: Operator::default(),
+            debug: Toggle::default(),
+        }
+    }
+}
+
+impl Default for ClusterPool {
+    fn default() -> Self {
+        Self { pod_cidr_list: Vec::new(), mask_size: 24 }
+    }
+}
+
+impl Default for Bpf {
+    fn default() -> Self {
+        Self { masquerade: true }
+    }
+}
+
+impl Default for Operator {
+    fn default() -> Self {
+        Self { replicas: 1 }
+    }
+}
+
+macro_rules! word_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err([$($word),+].join(" or ")),
+                }
+            }
+        }
+    };
+}
+
+word_enum! {
+    /// Who gives nodes their pod CIDR.
+    IpamMode {
+        /// The controller manager: node.spec.podCIDRs.
+        #[default]
+        Kubernetes = "kubernetes",
+        /// podwire-operator: spec.ipam.podCIDRs of the NodeNetwork.
+        ClusterPool = "cluster-pool",
+    }
+}
+
+word_enum! {
+    /// How packets for other nodes' pods leave the node.
+    RoutingMode {
+        /// By the kernel's routing table, as they are.
+        #[default]
+        Native = "native",
+        /// Encapsulated, node to node.
+        Tunnel = "tunnel",
+    }
+}
+
+/// Why values were refused. The message names the key, the cause and the mend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValuesError {
+    /// A key does not exist or its value has the wrong type.
+    #[error("{0}")]
+    Shape(String),
+    /// A `--set` argument is not `key=value`.
+    #[error("--set {0:?} is not key=value; write for example --set routingMode=native")]
+    SetSyntax(String),
+    /// `--set` goes through a key that is not a table.
+    #[error("--set {path}: {at:?} holds a value, not a table; set {at} itself")]
+    NotATable {
+        /// The whole path.
+        path: String,
+        /// The part that is in the way.
+        at: String,
+    },
+    /// Two values contradict each other or one is out of range.
+    #[error("{key}: {cause}; {mend}")]
+    Invalid {
+        /// The value's name.
+        key: &'static str,
+        /// What is wrong.
+        cause: String,
+        /// What to write instead.
+        mend: String,
+    },
+    /// A ConfigMap key has a value that cannot be read.
+    #[error("ConfigMap podwire-config, key {key:?}: {value:?} is not {expected}")]
+    ConfigKey {
+        /// The ConfigMap's key.
+        key: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it must hold.
+        expected: String,
+    },
+}
+
+impl Values {
+    /// Reads values from their nested form (a lab's `[values]`, a values file), refusing unknown keys.
+    pub fn from_value(value: Value) -> Result<Self, ValuesError> {
+        let values: Self = serde_json::from_value(value).map_err(|e| ValuesError::Shape(e.to_string()))?;
+        values.validate()?;
+        Ok(values)
+    }
+
+    /// Lays `--set key.path=value` arguments over `base`. A value reads as a bool, a number, a list (`{a,b}`) or text, in that order,
+    /// except that keys which hold CIDR lists accept a single CIDR.
+    pub fn apply_sets<S: AsRef<str>>(base: &mut Map<String, Value>, sets: &[S]) -> Result<(), ValuesError> {
+        for set in sets {
+            let set = set.as_ref();
+            let (path, raw) = set.split_once('=').ok_or_else(|| ValuesError::SetSyntax(set.into()))?;
+            if path.is_empty() || path.split('.').any(str::is_empty) {
+                return Err(ValuesError::SetSyntax(set.into()));
+            }
+            let keys: Vec<&str> = path.split('.').collect();
+            let (last, parents) = keys.split_last().ok_or_else(|| ValuesError::SetSyntax(set.into()))?;
+            let mut table = &mut *base;
+            for (i, key) in parents.iter().enumerate() {
+                table = table
+                    .entry(*key)
+                    .or_insert_with(|| Value::Object(Map::new()))
+                    .as_object_mut()
+                    .ok_or_else(|| ValuesError::NotATable { path: path.into(), at: keys[..=i].join(".") })?;
+            }
+            let list_key = matches!(*last, "clusterPoolIPv4PodCIDRList" | "devices");
+            table.insert((*last).to_owned(), scalar_or_list(raw, list_key));
+        }
+        Ok(())
+    }
+
+    /// Refuses values that contradict each other.
+    pub fn validate(&self) -> Result<(), ValuesError> {
+        let invalid =
+            |key, cause: String, mend: &str| Err(ValuesError::Invalid { key, cause, mend: mend.into() });
+        if self.routing_mode == RoutingMode::Tunnel {
+            return invalid(
+                "routingMode",
+                "tunnel is not implemented yet".into(),
+                "write routingMode=native",
+            );
+        }
+        if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_none() {
+            return invalid(
+                "ipv4NativeRoutingCIDR",
+                "routingMode=native needs to know which addresses are native".into(),
+                "set it to the pod CIDR, for example ipv4NativeRoutingCIDR=10.244.0.0/16",
+            );
+        }
+        if self.ipam.operator.mask_size > 30 || self.ipam.operator.mask_size == 0 {
+            return invalid(
+                "ipam.operator.clusterPoolIPv4MaskSize",
+                format!("{} leaves a node no addresses", self.ipam.operator.mask_size),
+                "write a prefix length from 1 to 30, for example 24",
+            );
+        }
+        for cidr in &self.ipam.operator.pod_cidr_list {
+            if cidr.prefix_len() > self.ipam.operator.mask_size {
+                return invalid(
+                    "ipam.operator.clusterPoolIPv4PodCIDRList",
+                    format!("{cidr} is smaller than one node's /{}", self.ipam.operator.mask_size),
+                    "use a larger CIDR or a larger clusterPoolIPv4MaskSize",
+                );
+            }
+        }
+        if self.ipam.mode == IpamMode::ClusterPool && self.ipam.operator.pod_cidr_list.is_empty() {
+            return invalid(
+                "ipam.operator.clusterPoolIPv4PodCIDRList",
+                "ipam.mode=cluster-pool needs a pool".into(),
+                "set it, for example ipam.operator.clusterPoolIPv4PodCIDRList=172.20.0.0/16",
+            );
+        }
+        if self.mtu != 0 && !(576..=65535).contains(&self.mtu) {
+            return invalid("MTU", format!("{} is no MTU", self.mtu), "write 0 (automatic) or 576 to 65535");
+        }
+        Ok(())
+    }
+
+    /// The keys of ConfigMap `podwire-config`, named as in `cilium-config`.
+    pub fn to_config_map(&self) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::new();
+        let mut put = |k: &str, v: String| {
+            map.insert(k.to_owned(), v);
+        };
+        put("ipam", self.ipam.mode.to_string());
+        put("routing-mode", self.routing_mode.to_string());
+        put("auto-direct-node-routes", self.auto_direct_node_routes.to_string());
+        put("direct-routing-skip-unreachable", self.direct_routing_skip_unreachable.to_string());
+        if let Some(cidr) = self.ipv4_native_routing_cidr {
+            put("ipv4-native-routing-cidr", cidr.to_string());
+        }
+        put("enable-endpoint-routes", self.endpoint_routes.enabled.to_string());
+        put("enable-bpf-masquerade", self.bpf.masquerade.to_string());
+        put("enable-ipv4-masquerade", self.enable_ipv4_masquerade.to_string());
+        let list: Vec<String> = self.ipam.operator.pod_cidr_list.iter().map(ToString::to_string).collect();
+        put("cluster-pool-ipv4-cidr", list.join(" "));
+        put("cluster-pool-ipv4-mask-size", self.ipam.operator.mask_size.to_string());
+        put("devices", self.devices.join(" "));
+        put("mtu", self.mtu.to_string());
+        put("debug", self.debug.enabled.to_string());
+        map
+    }
+
+    /// Reads the keys of ConfigMap `podwire-config`. Absent keys take their defaults; keys of other programs are ignored.
+    pub fn from_config_map(map: &BTreeMap<String, String>) -> Result<Self, ValuesError> {
+        let mut v = Self::default();
+        read(map, "ipam", "kubernetes or cluster-pool", &mut v.ipam.mode)?;
+        read(map, "routing-mode", "native or tunnel", &mut v.routing_mode)?;
+        read(map, "auto-direct-node-routes", "true or false", &mut v.auto_direct_node_routes)?;
+        read(
+            map,
+            "direct-routing-skip-unreachable",
+            "true or false",
+            &mut v.direct_routing_skip_unreachable,
+        )?;
+        if let Some(cidr) = map.get("ipv4-native-routing-cidr").filter(|s| !s.is_empty()) {
+            v.ipv4_native_routing_cidr =
+                Some(parse("ipv4-native-routing-cidr", cidr, "an IPv4 CIDR such as 10.244.0.0/16")?);
+        }
+        read(map, "enable-endpoint-routes", "true or false", &mut v.endpoint_routes.enabled)?;
+        read(map, "enable-bpf-masquerade", "true or false", &mut v.bpf.masquerade)?;
+        read(map, "enable-ipv4-masquerade", "true or false", &mut v.enable_ipv4_masquerade)?;
+        for word in map.get("cluster-pool-ipv4-cidr").into_iter().flat_map(|s| s.split_whitespace()) {
+            let cidr = parse("cluster-pool-ipv4-cidr", word, "a list of IPv4 CIDRs such as 172.20.0.0/16")?;
+            v.ipam.operator.pod_cidr_list.push(cidr);
+        }
+        read(map, "cluster-pool-ipv4-mask-size", "a prefix length", &mut v.ipam.operator.mask_size)?;
+        v.devices =
+            map.get("devices").map(|s| s.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
+        read(map, "mtu", "a number of bytes", &mut v.mtu)?;
+        read(map, "debug", "true or false", &mut v.debug.enabled)?;
+        v.validate()?;
+        Ok(v)
+    }
+}
+
+fn parse<T: FromStr>(key: &'static str, value: &str, expected: &str) -> Result<T, ValuesError> {
+    value.parse().map_err(|_| ValuesError::ConfigKey { key, value: value.into(), expected: expected.into() })
+}
+
+fn read<T: FromStr>(
+    map: &BTreeMap<String, String>,
+    key: &'static str,
+    expected: &str,
+    into: &mut T,
+) -> Result<(), ValuesError> {
+    if let Some(value) = map.get(key) {
+        *into = parse(key, value, expected)?;
+    }
+    Ok(())
+}
+
+fn scalar_or_list(raw: &str, list_key: bool) -> Value {
+    if let Some(inner) = raw.strip_prefix('{').and_then(|r| r.strip_suffix('}')) {
+        let items = inner.split(',').map(str::trim).filter(|s| !s.is_empty());
+        return Value::Array(items.map(scalar).collect());
+    }
+    if list_key { Value::Array(vec![scalar(raw)]) } else { scalar(raw) }
+}
+
+fn scalar(raw: &str) -> Value {
+    match raw {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        "null" => Value::Null,
+        _ => raw.parse::<u64>().map_or_else(|_| Value::String(raw.into()), Value::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn week3() -> Values {
+        let mut base = Map::new();
+        Values::apply_sets(
+            &mut base,
+            &[
+                "ipam.mode=kubernetes",
+                "routingMode=native",
+                "autoDirectNodeRoutes=true",
+                "ipv4NativeRoutingCIDR=10.244.0.0/16",
+                "endpointRoutes.enabled=true",
+            ],
+        )
+        .unwrap();
+        Values::from_value(Value::Object(base)).unwrap()
+    }
+
+    #[test]
+    fn config_map_round_trip() {
+        let mut v = week3();
+        assert_eq!(Values::from_config_map(&v.to_config_map()).unwrap(), v);
+        v.ipam.mode = IpamMode::ClusterPool;
+        v.ipam.operator.pod_cidr_list =
+            vec!["172.20.0.0/16".parse().unwrap(), "172.21.0.0/16".parse().unwrap()];
+        v.devices = vec!["eth1".into()];
+        assert_eq!(Values::from_config_map(&v.to_config_map()).unwrap(), v);
+    }
+
+    #[test]
+    fn sets_read_as_the_course_types_them() {
+        let mut base = serde_json::to_value(week3()).unwrap().as_object().unwrap().clone();
+        Values::apply_sets(
+            &mut base,
+            &[
+                "ipam.mode=cluster-pool",
+                "ipam.operator.clusterPoolIPv4PodCIDRList={172.20.0.0/16}",
+                "ipv4NativeRoutingCIDR=172.20.0.0/16",
+            ],
+        )
+        .unwrap();
+        let v = Values::from_value(Value::Object(base)).unwrap();
+        assert_eq!(v.ipam.mode, IpamMode::ClusterPool);
+        assert_eq!(v.ipam.operator.pod_cidr_list, vec!["172.20.0.0/16".parse().unwrap()]);
+        assert!(v.auto_direct_node_routes, "earlier values are kept");
+    }
+
+    #[test]
+    fn unknown_keys_and_contradictions_are_refused_with_a_mend() {
+        let err = Values::from_value(serde_json::json!({"routingmode": "native"})).unwrap_err().to_string();
+        assert!(err.contains("unknown field `routingmode`") && err.contains("routingMode"), "{err}");
+        let err = Values::from_value(serde_json::json!({"routingMode": "native"})).unwrap_err().to_string();
+        assert!(err.contains("ipv4NativeRoutingCIDR=10.244.0.0/16"), "{err}");
+        let mut base = Map::new();
+        assert!(matches!(Values::apply_sets(&mut base, &["routingMode"]), Err(ValuesError::SetSyntax(_))));
+        base.insert("ipam".into(), Value::String("x".into()));
+        assert!(matches!(
+            Values::apply_sets(&mut base, &["ipam.mode=kubernetes"]),
+            Err(ValuesError::NotATable { .. })
+        ));
+        let map = BTreeMap::from([("mtu".to_owned(), "big".to_owned())]);
+        assert!(Values::from_config_map(&map).unwrap_err().to_string().contains("\"mtu\""));
+    }
+}

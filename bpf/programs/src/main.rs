@@ -1,0 +1,64 @@
+//! The datapath: classifiers at the devices of a node, one file a hook.
+//!
+//! Forwarding is by the kernel's own routing table (`bpf_fib_lookup`); the maps know only which addresses are pods of
+//! this node. Whatever the programs do not forward themselves goes on to the node's network stack, which then answers
+//! as a router does: ARP, ICMP errors, fragmentation, IP options.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the classifier macro makes public functions of its own")]
+#![allow(
+    clippy::inline_always,
+    reason = "every call costs instructions, and a subprogram loses what the verifier knows of the packet"
+)]
+#![allow(
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    clippy::cast_ptr_alignment,
+    reason = "the helpers' signatures; packets are read unaligned"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "the classifier macro passes its context so")]
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+mod deliver;
+mod from_endpoint;
+mod from_host;
+mod from_network;
+mod packet;
+mod report;
+mod state;
+
+/// Let the next program, and then the network stack, have the packet (`TC_ACT_UNSPEC`, the `TCX_NEXT` of tcx links).
+const NEXT: i32 = -1;
+/// Drop the packet (`TC_ACT_SHOT`).
+const DROP: i32 = 2;
+
+/// Ingress of a pod's device on the node: what the pod sends.
+#[classifier]
+pub fn from_endpoint(ctx: TcContext) -> i32 {
+    from_endpoint::run(ctx.skb.skb)
+}
+
+/// Ingress of a device of the underlay: what the wire brings.
+#[classifier]
+pub fn from_network(ctx: TcContext) -> i32 {
+    from_network::run(ctx.skb.skb)
+}
+
+/// Egress of podwire_host: what the node's stack routes to the pod CIDR.
+#[classifier]
+pub fn from_host(ctx: TcContext) -> i32 {
+    from_host::run(ctx.skb.skb)
+}
+
+/// `bpf_redirect_neigh` and `bpf_redirect_peer` are GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics: the verifier would refuse the endless loop if this could be reached.
+    loop {}
+}

@@ -1,0 +1,95 @@
+//! Input that means no good gets a Status.
+
+use serde_json::Value;
+
+use crate::server::Server;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn refused((code, status): (u16, Value), wanted: u16) {
+    assert_eq!(code, wanted, "{status}");
+    assert_eq!(status["kind"], "Status", "{status}");
+    assert_eq!(status["code"], wanted, "{status}");
+}
+
+#[test]
+fn bodies() {
+    let server = Server::start();
+    let post = |kind: &str, body: Vec<u8>| server.request("POST", MAPS, kind, body);
+    refused(post("application/json", b"{".to_vec()), 400);
+    refused(post("application/json", vec![0xff, 0xfe, b'{', b'}']), 400);
+    refused(post("application/json", b"[1,2]".to_vec()), 400);
+    refused(post("application/json", b"null".to_vec()), 400);
+    refused(post("application/json", br#"{"metadata":[]}"#.to_vec()), 400);
+    refused(post("application/json", br#"{"metadata":{"name":"x","labels":5}}"#.to_vec()), 400);
+    refused(post("application/json", br#"{"metadata":{"name":7}}"#.to_vec()), 400);
+    refused(post("application/json", br#"{"kind":"Pod","apiVersion":"v1"}"#.to_vec()), 400);
+    refused(post("application/vnd.kubernetes.protobuf", b"k8s\0".to_vec()), 415);
+    refused(post("application/vnd.kubernetes.protobuf", b"k8s\0\xff\xff".to_vec()), 400);
+    let deep = format!("{}1{}", "{\"a\":".repeat(5000), "}".repeat(5000));
+    refused(post("application/json", deep.into_bytes()), 400);
+    let less_deep = format!("{}1{}", "{\"a\":".repeat(100), "}".repeat(100));
+    refused(post("application/json", less_deep.into_bytes()), 400);
+    let large = format!(r#"{{"metadata":{{"name":"x"}},"data":{{"k":"{}"}}}}"#, "a".repeat(4 << 20));
+    refused(post("application/json", large.into_bytes()), 413);
+    assert_eq!(server.get("/readyz").0, 200);
+}
+
+#[test]
+fn paths_and_parameters() {
+    let server = Server::start();
+    for path in [
+        "/nothing",
+        "/api/v2",
+        "/api/v1/gadgets",
+        "/apis/none/v1/x",
+        "/api/v1/namespaces/default/pods/p/nothing",
+        "/api/v1/pods/x",
+        "/api/v1/namespaces/default/nodes",
+        "/api/v1/namespaces/%00/pods",
+        "/openapi/v3/apis/none/v1",
+        "/%ff",
+    ] {
+        refused(server.get(path), 404);
+    }
+    for query in [
+        "watch=maybe",
+        "limit=-1",
+        "labelSelector=a%20b%20c",
+        "fieldSelector=x",
+        "resourceVersion=abc",
+        "continue=%25",
+        "a=%zz",
+    ] {
+        refused(server.get(&format!("{MAPS}?{query}")), 400);
+    }
+    refused(server.request("PATCH", &format!("{MAPS}/x"), "text/plain", "x"), 415);
+    refused(server.request("PATCH", &format!("{MAPS}/x"), "application/json-patch+json", "{}"), 400);
+    refused(server.request("PATCH", &format!("{MAPS}/x"), "application/apply-patch+yaml", "{}"), 400);
+    refused(server.request("POST", &format!("{MAPS}/x"), "application/json", "{}"), 405);
+    refused(server.request("DELETE", "/api/v1/configmaps", "application/json", ""), 405);
+}
+
+#[test]
+fn patches_that_break_objects_are_refused() {
+    let server = Server::start();
+    let object = r#"{"metadata":{"name":"x"},"data":{"a":"b"}}"#;
+    assert_eq!(server.request("POST", MAPS, "application/json", object).0, 201);
+    let path = format!("{MAPS}/x");
+    for (kind, patch) in [
+        ("json-patch+json", r#"[{"op":"replace","path":"","value":null}]"#),
+        ("json-patch+json", r#"[{"op":"replace","path":"/metadata","value":3}]"#),
+        ("json-patch+json", r#"[{"op":"replace","path":"/metadata/name","value":"y"}]"#),
+        ("json-patch+json", r#"[{"op":"add","path":"/metadata/labels","value":[1]}]"#),
+        ("merge-patch+json", r#"{"metadata":"x"}"#),
+        ("merge-patch+json", r#"{"data":{"a":{"b":1}}}"#),
+        ("merge-patch+json", r#"{"kind":"Secret"}"#),
+        ("strategic-merge-patch+json", r#"{"metadata":{"ownerReferences":[1]}}"#),
+        ("strategic-merge-patch+json", r#"{"$patch":5}"#),
+    ] {
+        let (code, status) = server.request("PATCH", &path, &format!("application/{kind}"), patch);
+        assert!(code == 400 || code == 422, "{patch}: {code} {status}");
+        assert_eq!(status["kind"], "Status");
+    }
+    assert_eq!(server.get(&path).1["data"]["a"], "b");
+}

@@ -1,0 +1,219 @@
+//! A lab: its topology, the agent's values and its apps, as written in `lab.toml`.
+//!
+//! [`source`] finds the file, [`decode`] reads its tables, [`validate`] checks what they say together. Every error is a
+//! [`Diagnostic`] with file, line, cause and mend, and all errors of a file are reported at once.
+
+mod decode;
+mod diagnostic;
+mod source;
+mod validate;
+mod words;
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use podwire_api::values::Values;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use diagnostic::{Diagnostic, LabError};
+pub(crate) use source::embedded;
+pub use source::{Source, embedded_names};
+
+/// A checked lab.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lab {
+    /// Its name, the first part of its namespaces' names.
+    pub name: String,
+    /// One line for `lab list`.
+    pub title: String,
+    /// The week of the course that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub week: Option<u8>,
+    /// The cluster's addresses.
+    pub kubernetes: Kubernetes,
+    /// The underlay's subnets, each with a switch of its own.
+    pub subnets: Vec<Subnet>,
+    /// The machines, in the file's order.
+    pub nodes: Vec<Node>,
+    /// The agent's values, nested, as written.
+    pub values: Map<String, Value>,
+    /// What is deployed once the pod network is ready.
+    pub apps: Vec<App>,
+}
+
+/// The cluster's addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kubernetes {
+    /// All pods' addresses.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Ipv4Net,
+    /// All services' addresses.
+    #[serde(rename = "serviceCIDR")]
+    pub service_cidr: Ipv4Net,
+    /// Prefix length of one node's part of the pod CIDR.
+    #[serde(rename = "nodeCIDRMaskSize")]
+    pub node_cidr_mask_size: u8,
+}
+
+/// One subnet of the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its name, the second part of its switch's namespace.
+    pub name: String,
+    /// Its addresses.
+    pub cidr: Ipv4Net,
+}
+
+/// What a machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// A Kubernetes node that also runs the API server.
+    ControlPlane,
+    /// A Kubernetes node.
+    Worker,
+    /// Forwards between subnets; no Kubernetes.
+    Router,
+}
+
+impl Role {
+    /// True for the roles that run pods.
+    pub fn is_kubernetes(self) -> bool {
+        self != Self::Router
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ControlPlane => "control-plane",
+            Self::Worker => "worker",
+            Self::Router => "router",
+        })
+    }
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its host name.
+    pub name: String,
+    /// What it does.
+    pub role: Role,
+    /// Its devices on subnets.
+    pub interfaces: Vec<Interface>,
+    /// Networks that exist on this machine only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<OwnNetwork>,
+    /// Its static routes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// Its web server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web: Option<Web>,
+}
+
+/// One device on a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The device.
+    pub name: String,
+    /// The subnet's name.
+    pub subnet: String,
+    /// The address, with the subnet's prefix length.
+    pub address: Ipv4Net,
+}
+
+/// A network behind a device of one machine that nothing else is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnNetwork {
+    /// The device.
+    pub device: String,
+    /// The machine's address in it.
+    pub address: Ipv4Net,
+}
+
+/// A static route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination.
+    pub to: Ipv4Net,
+    /// Next hop, on one of the machine's subnets.
+    pub via: Ipv4Addr,
+}
+
+/// A machine's web server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Web {
+    /// TCP port, on every address of the machine.
+    pub port: u16,
+    /// What it calls itself.
+    pub title: String,
+}
+
+/// Something to deploy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub name: String,
+    /// Its Kubernetes manifests, YAML.
+    pub manifest: String,
+}
+
+impl Lab {
+    /// Finds and reads a lab: a name of an embedded lab, a directory with a `lab.toml`, or a file.
+    pub fn load(wanted: &str) -> Result<Self, LabError> {
+        Self::parse(&Source::find(wanted)?)
+    }
+
+    /// Reads and checks a lab file, reporting all its errors at once.
+    pub fn parse(source: &Source) -> Result<Self, LabError> {
+        let (raw, mut report) = decode::decode(source);
+        match validate::validate(&raw, source, &mut report) {
+            Some(lab) if report.is_empty() => Ok(lab),
+            _ => Err(LabError::Invalid(report.into_sorted())),
+        }
+    }
+
+    /// Gives the lab another name, by the rules for names in a lab file. The error is the cause and the mend.
+    pub fn rename(&mut self, name: &str) -> Result<(), String> {
+        validate::check_name(name, validate::LAB_NAME_MAX)?;
+        name.clone_into(&mut self.name);
+        Ok(())
+    }
+
+    /// The node that runs the API server. Validation made sure that there is one.
+    pub fn control_plane(&self) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.role == Role::ControlPlane)
+    }
+
+    /// The nodes that run pods.
+    pub fn kubernetes_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|n| n.role.is_kubernetes())
+    }
+
+    /// A machine by its name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.name == name)
+    }
+
+    /// The agent's values, typed. `deployed` fills in what only the deployment knows (the API server's address).
+    pub fn typed_values(&self) -> Result<Values, podwire_api::values::ValuesError> {
+        let mut values = Values::from_value(Value::Object(self.values.clone()))?;
+        if let Some(ip) = self.control_plane().and_then(Node::internal_ip) {
+            values.k8s_service_host.get_or_insert_with(|| ip.to_string());
+        }
+        Ok(values)
+    }
+}
+
+impl Node {
+    /// The node's address on the underlay: that of eth1, else of the first interface.
+    pub fn internal_ip(&self) -> Option<Ipv4Addr> {
+        let underlay = self.interfaces.iter().find(|i| i.name == podwire_api::names::UNDERLAY_DEVICE);
+        underlay.or(self.interfaces.first()).map(|i| i.address.addr())
+    }
+}

@@ -1,0 +1,10 @@
+//! Provider `netns`: carries a plan out with network namespaces, on one Linux machine, without touching its own network.
+
+pub mod enter;
+pub mod namespace;
+pub mod process;
+mod provider;
+mod wire;
+
+pub use provider::{Inspection, MachineState, down, init_of, inspect, up};
+pub use wire::{device_names, try_devices};
