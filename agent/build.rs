@@ -263,5 +263,34 @@ fn compile(root: &Path, out: &Path, linker: &Path) -> Result<Vec<u8>, String> {
         ));
     }
     let object = target_dir.join(TARGET).join("release/podwire-bpf");
-    fs::read(&object).map_err(|e| failed("read", &object, e))
+    let content = fs::read(&object).map_err(|e| failed("read", &object, e))?;
+    portable(&content).map_err(|e| failed("strip", &object, e))
+}
+
+/// The object without what tells where it was built: the same sources must give the same bytes on every machine.
+///
+/// DWARF goes, for it has the paths of the compiler's library (BTF, which the kernel reads, stays). And a mangled name has a
+/// hash of those paths, so it is written as a person would.
+fn portable(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
+    let mut elf = object::build::elf::Builder::read(object)?;
+    for section in &mut elf.sections {
+        let name = String::from_utf8_lossy(&section.name);
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    for symbol in &mut elf.symbols {
+        // A section's symbol goes with its section.
+        let name = String::from_utf8_lossy(&symbol.name);
+        if let Ok(readable) = rustc_demangle::try_demangle(&name) {
+            symbol.name = format!("{readable:#}").into_bytes().into();
+        }
+    }
+    // The linker keeps both kinds of names in one section, the builder wants two.
+    let names = elf.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    elf.write(&mut stripped)?;
+    Ok(stripped)
 }
