@@ -422,7 +422,7 @@ impl Judge<'_> {
         }
         let on_wire = || self.scan.pairs.iter().filter(|pair| pair.wire_packets > 0);
         if let (Some(least), Some(most)) =
-            (on_wire().map(|pair| pair.ttl.0).min(), on_wire().map(|pair| pair.ttl.1).max())
+            (on_wire().map(|pair| pair.wire_ttl.0).min(), on_wire().map(|pair| pair.wire_ttl.1).max())
         {
             notes.push(Message::new("fact-ttl").with("least", least).with("most", most));
         }

@@ -193,9 +193,9 @@ pub struct FlowRow {
     pub udp: u64,
     /// ICMP packets.
     pub icmp: u64,
-    /// Least and greatest time to live.
+    /// Least time to live, at every tap.
     pub ttl_min: u8,
-    /// Greatest time to live.
+    /// Greatest time to live, at every tap.
     pub ttl_max: u8,
 }
 

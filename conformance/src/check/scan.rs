@@ -38,7 +38,10 @@ pub(super) struct Pair {
     pub(super) tcp: u64,
     pub(super) udp: u64,
     pub(super) icmp: u64,
+    /// Least and greatest TTL, at every tap.
     pub(super) ttl: (u8, u8),
+    /// The same on wires: a router between shows here, the step from the pod to its node does not.
+    pub(super) wire_ttl: (u8, u8),
     /// Both addresses belong to one node's pods.
     same_node: bool,
 }
@@ -309,6 +312,7 @@ impl Scanner<'_> {
             udp: 0,
             icmp: 0,
             ttl: (u8::MAX, 0),
+            wire_ttl: (u8::MAX, 0),
             same_node,
         });
         self.index.insert((source, destination), self.scan.pairs.len() - 1);
@@ -327,6 +331,9 @@ impl Scanner<'_> {
             pair.wire_packets += u64::from(wire);
             pair.bytes += u64::from(packet.original_len);
             pair.ttl = (pair.ttl.0.min(ip.ttl), pair.ttl.1.max(ip.ttl));
+            if wire {
+                pair.wire_ttl = (pair.wire_ttl.0.min(ip.ttl), pair.wire_ttl.1.max(ip.ttl));
+            }
             match ip.protocol {
                 6 => pair.tcp += 1,
                 17 => pair.udp += 1,

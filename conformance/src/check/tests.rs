@@ -106,6 +106,21 @@ fn native_traffic_holds_every_check_with_its_packets() {
     assert_eq!(report.flows[0].source_name.as_deref(), Some("default/curl-pod"));
 }
 
+/// Where the IPv4 TTL is in an Ethernet frame.
+const TTL: usize = 14 + 8;
+
+#[test]
+fn the_ttl_on_the_wire_is_not_that_at_the_pod() {
+    let mut frames = native();
+    for (tap, frame) in &mut frames {
+        frame[TTL] = if *tap == POD_SIDE_A { 64 } else { 63 };
+    }
+    let report = check(&captured(&frames), &context());
+    let fact = report.notes.iter().find(|note| note.key == "fact-ttl").unwrap();
+    assert_eq!(fact.args, [("least", "63".to_owned()), ("most", "63".to_owned())]);
+    assert_eq!((report.flows[0].ttl_min, report.flows[0].ttl_max), (63, 64));
+}
+
 #[test]
 fn nothing_between_pods_fails_the_positive_control_and_decides_nothing_else() {
     let frames = at(WIRE, handshake(NODE_A, NODE_B, 40000, (1, 2)));
