@@ -46,9 +46,35 @@ impl Process {
 
     /// True if it belongs to the lab of this id.
     pub fn has_marker(&self, id: &str) -> bool {
-        let environ = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
         let wanted = format!("{MARKER}={id}");
-        environ.split(|b| *b == 0).any(|v| v == wanted.as_bytes())
+        loop {
+            // Asked first: it ends at any moment.
+            let between = self.is_between_programs();
+            // Unreadable: gone, or not ours.
+            let Ok(environ) = fs::read(format!("/proc/{}/environ", self.pid)) else { return false };
+            if environ.split(|b| *b == 0).any(|v| v == wanted.as_bytes()) {
+                return true;
+            }
+            if !environ.is_empty() || !between {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// True for the moment in which an exec has taken the old program's memory away and not yet laid out the new one's,
+    /// so that the environment reads as empty. A parent that spawned it goes on before this moment is over.
+    fn is_between_programs(&self) -> bool {
+        const KERNEL_THREAD: u64 = 0x0020_0000; // PF_KTHREAD of the kernel's sched.h: it never has an environment
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let Some((_, fields)) = stat.rsplit_once(')') else { return false };
+        // Counted as proc(5) does, where the state, which comes first here, is field 3.
+        let field = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<u64>().ok();
+        let (flags, start, environment_end) = (field(9), field(22), field(51));
+        start == Some(self.start)
+            && flags.is_some_and(|f| f & KERNEL_THREAD == 0)
+            && environment_end == Some(0)
+            && self.is_alive()
     }
 
     fn is_in(&self, namespaces: &BTreeSet<(u64, u64)>) -> bool {
@@ -150,20 +176,52 @@ fn wait_end(process: &Process, fd: &OwnedFd) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
+
+    /// A process that ends with the test, however that ends.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start(command: &mut Command) -> Self {
+            // Its own output: what inherits the test's keeps a reader of it waiting.
+            Self(command.arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        }
+
+        fn process(&self) -> Process {
+            Process::of(i32::try_from(self.0.id()).unwrap()).unwrap()
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[test]
     fn a_marked_process_is_found_and_killed() {
         let id = format!("test-{}", std::process::id());
-        let mut child = Command::new("sleep").arg("1000").env(MARKER, &id).spawn().unwrap();
+        let sleeper = Sleeper::start(Command::new("sleep").env(MARKER, &id));
         let none = BTreeSet::new();
-        let wanted = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let wanted = sleeper.process();
         assert_eq!(find(Some(&id), &none), [wanted]);
         assert_eq!(kill_all(Some(&id), &none).unwrap(), 1);
         assert!(find(Some(&id), &none).is_empty());
         assert!(!wanted.is_alive(), "a zombie is not alive");
-        child.wait().unwrap();
+        drop(sleeper);
         assert!(!wanted.is_alive());
         wanted.signal(libc::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn a_process_is_found_from_its_first_moment() {
+        let id = format!("test-first-{}", std::process::id());
+        for _ in 0..300 {
+            let sleeper = Sleeper::start(Command::new("sleep").env(MARKER, &id));
+            assert!(sleeper.process().has_marker(&id));
+        }
+        // A program without any environment is no riddle.
+        assert!(!Sleeper::start(Command::new("sleep").env_clear()).process().has_marker(&id));
     }
 }
