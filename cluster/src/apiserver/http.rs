@@ -22,7 +22,7 @@ pub const MAX_BODY: usize = 3 << 20;
 const MAX_DRAINED: usize = 64 << 20;
 
 /// Deepest nesting in a body. It also bounds every walk over objects.
-const MAX_DEPTH: usize = 64;
+pub const MAX_DEPTH: usize = 64;
 
 /// An answer with a body of known length.
 pub fn answer(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {

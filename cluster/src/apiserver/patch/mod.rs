@@ -1,5 +1,6 @@
 //! The kinds of patches.
 
+pub mod json;
 pub mod merge;
 pub mod strategic;
 
@@ -59,12 +60,7 @@ impl Patch {
     /// Changes an object as the patch says. Applied configurations are merged elsewhere.
     pub fn onto(self, object: &mut Value, schema: Schema<'_>) -> Result<(), ApiError> {
         match self {
-            Self::Json(patch) => json_patch::patch(object, &patch).map_err(|e| {
-                let mut error = ApiError::bad_request(format!("the patch does not apply: {e}"));
-                error.code = http::StatusCode::UNPROCESSABLE_ENTITY;
-                error.reason = "Invalid";
-                error
-            })?,
+            Self::Json(patch) => json::apply(object, &patch)?,
             Self::Merge(patch) => merge::merge(object, &patch),
             Self::Strategic(patch) => strategic::merge(object, &patch, Some(schema))?,
             Self::Apply(_) => return Err(ApiError::internal("an applied configuration is no patch")),
