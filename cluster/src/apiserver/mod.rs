@@ -5,6 +5,7 @@ pub mod authn;
 mod bootstrap;
 mod discovery;
 mod events;
+mod expiry;
 mod gc;
 mod http;
 mod managed;

@@ -49,6 +49,9 @@ pub enum ServeError {
 /// A handshake that takes longer is given up: it holds resources without anybody being known.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// Pause after a connection that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
 /// Connections that are still open when the server ends get this long to finish.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -79,7 +82,9 @@ pub async fn serve(
     let config = ApiServerConfig { listen: address, ..config };
     let api = Arc::new(Api { store, registry, config, tokens, kubelet_tls, gc });
     bootstrap::run(&api).await.map_err(|e| ServeError::Bootstrap(e.to_string()))?;
-    let collector = tokio::spawn(super::gc::run(Arc::clone(&api), concerns));
+    let mut chores = JoinSet::new();
+    chores.spawn(super::gc::run(Arc::clone(&api), concerns));
+    chores.spawn(super::expiry::run(Arc::clone(&api)));
 
     let (stop, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -97,7 +102,8 @@ pub async fn serve(
                 // Out of file descriptors, or the client has gone already: others may do better.
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
-                    tokio::task::yield_now().await;
+                    // Nothing tells when a descriptor is free again, and the listener stays readable: asking at once would spin.
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             },
         }
@@ -109,8 +115,7 @@ pub async fn serve(
         // Watches do not end by themselves.
         connections.shutdown().await;
     }
-    collector.abort();
-    let _ = collector.await;
+    chores.shutdown().await;
     Ok(())
 }
 
