@@ -76,8 +76,6 @@ fn gvk(resource: &Resource) -> Value {
     json!({"group": resource.group, "version": resource.version, "kind": resource.kind})
 }
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
-
 /// The schema of a custom resource as clients see it.
 fn custom_schema(resource: &Resource) -> Value {
     let custom = resource.custom.as_ref();
@@ -85,13 +83,10 @@ fn custom_schema(resource: &Resource) -> Value {
         .map(|c| c.schema.clone())
         .filter(Value::is_object)
         .unwrap_or_else(|| json!({"type": "object"}));
-    let string = json!({"type": "string"});
-    for (field, node) in [
-        ("apiVersion", string.clone()),
-        ("kind", string),
-        ("metadata", json!({"$ref": format!("{PREFIX}{META}")})),
-    ] {
-        schema["properties"][field] = node;
+    // What every object has reads the same everywhere.
+    let common = &builtin::definitions()["io.k8s.api.core.v1.Namespace"]["properties"];
+    for field in ["apiVersion", "kind", "metadata"] {
+        schema["properties"][field] = common[field].clone();
     }
     schema
 }
