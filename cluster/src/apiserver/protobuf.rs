@@ -26,6 +26,8 @@ enum Holds {
     /// A map of texts.
     TextMap,
     BytesMap,
+    /// A number or a name.
+    Either,
     Message(&'static [Field]),
     Messages(&'static [Field]),
     /// A time is a message with seconds and nanoseconds; clients send none that matters.
@@ -199,12 +201,40 @@ const DEPLOYMENT: &[Field] = &[
     (3, "status", Holds::Skip),
 ];
 
+const SERVICE_PORT: &[Field] = &[
+    (1, "name", Holds::Text),
+    (2, "protocol", Holds::Text),
+    (3, "port", Holds::Number),
+    (4, "targetPort", Holds::Either),
+    (5, "nodePort", Holds::Count),
+    (6, "appProtocol", Holds::Text),
+];
+const SERVICE: &[Field] = &[
+    METADATA,
+    (
+        2,
+        "spec",
+        Holds::Message(&[
+            (1, "ports", Holds::Messages(SERVICE_PORT)),
+            (2, "selector", Holds::TextMap),
+            (3, "clusterIP", Holds::Text),
+            (4, "type", Holds::Text),
+            (5, "externalIPs", Holds::Texts),
+            (7, "sessionAffinity", Holds::Text),
+            (10, "externalName", Holds::Text),
+            (18, "clusterIPs", Holds::Texts),
+        ]),
+    ),
+    (3, "status", Holds::Skip),
+];
+
 /// The kinds that are understood.
 fn fields(kind: &str) -> Option<&'static [Field]> {
     Some(match kind {
         "ConfigMap" => CONFIG_MAP,
         "Secret" => SECRET,
         "Deployment" => DEPLOYMENT,
+        "Service" => SERVICE,
         "Namespace" => NAMESPACE,
         "ServiceAccount" => SERVICE_ACCOUNT,
         "SelfSubjectReview" => SELF_SUBJECT_REVIEW,
@@ -342,6 +372,16 @@ fn message(fields: &'static [Field], bytes: &[u8], depth: usize) -> Option<Value
             (Holds::Number | Holds::Count, Data::Number(number)) => {
                 // Negative numbers are sent in two's complement.
                 object.insert(name.to_owned(), json!(number.cast_signed()));
+            }
+            (Holds::Either, Data::Bytes(bytes)) => {
+                const EITHER: &[Field] =
+                    &[(1, "named", Holds::Flag), (2, "number", Holds::Number), (3, "name", Holds::Text)];
+                let either = message(EITHER, bytes, depth + 1)?;
+                let chosen = if either["named"] == true { &either["name"] } else { &either["number"] };
+                // The unset one is sent as number 0, which is no port.
+                if !chosen.is_null() && *chosen != 0 {
+                    object.insert(name.to_owned(), chosen.clone());
+                }
             }
             (Holds::Message(fields), Data::Bytes(bytes)) => {
                 object.insert(name.to_owned(), message(fields, bytes, depth + 1)?);
