@@ -7,10 +7,11 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::object::{filled, list, meta};
-use super::registry::{CRDS, Resource};
+use super::registry::{Resource, storage_of};
 use super::state::{Api, Concern};
 use super::status::ApiError;
-use super::verbs::delete::{Deleted, FOREGROUND, ORPHAN, Options, remove};
+use super::verbs::create::after_removal;
+use super::verbs::delete::{CLEANUP, Deleted, FOREGROUND, ORPHAN, Options, remove};
 use super::verbs::update::gone;
 use crate::store::{Key, Stored, Txn};
 
@@ -31,6 +32,7 @@ pub async fn run(api: Arc<Api>, mut concerns: mpsc::UnboundedReceiver<Concern>) 
                 Ok(())
             }
             Concern::Check(key) => check(&api, key).await,
+            Concern::Remove(key) => remove_instance(&api, key).await,
         };
         if let Err(error) = outcome {
             tracing::warn!(?concern, %error, "the garbage collector could not act");
@@ -60,21 +62,34 @@ async fn check(api: &Arc<Api>, key: &Key) -> Result<(), ApiError> {
     let done = api.store.transact(move |txn| settle(txn, &shared, &resource, &key)).await??;
     match done {
         Done::Nothing => {}
-        Done::Removed(object) => {
-            if &*object.key.resource == CRDS {
-                api.registry.refresh(&api.store.list(CRDS, None));
-            }
-            let _ = api.gc.send(Concern::Gone(meta(&object.value, "uid").to_owned()));
-            // Owners that wait for it can go on.
-            for owner in list(&object.value["metadata"], "ownerReferences") {
-                if let Some(owner) = api.store.by_uid(owner["uid"].as_str().unwrap_or_default()) {
-                    let _ = api.gc.send(Concern::Check(owner));
-                }
-            }
-        }
+        Done::Removed(object) => after_removal(api, &object),
         Done::Written(object) => {
             let _ = api.gc.send(Concern::Check(object.key.clone()));
         }
+    }
+    Ok(())
+}
+
+/// Deletes an object whose definition is being deleted.
+async fn remove_instance(api: &Arc<Api>, key: &Key) -> Result<(), ApiError> {
+    let resource = api.registry.current().by_storage(&key.resource).cloned();
+    let key = key.clone();
+    let removed = api
+        .store
+        .transact(move |txn| {
+            if txn.get(&key).is_none() {
+                return Ok(None);
+            }
+            // No version of it may be served; then nobody could take off a finalizer either.
+            let Some(resource) = resource else { return Ok(txn.delete(&key)) };
+            Ok::<_, ApiError>(match remove(txn, &resource, &key, &Options::default())? {
+                Deleted::Gone(object) => Some(object),
+                Deleted::Waiting(_) => None,
+            })
+        })
+        .await??;
+    if let Some(object) = removed {
+        after_removal(api, &object);
     }
     Ok(())
 }
@@ -153,6 +168,15 @@ fn finalize(txn: &mut Txn<'_>, api: &Api, key: &Key, current: &Arc<Stored>, reso
         if !blocking {
             drop_finalizer = Some(FOREGROUND);
         }
+    }
+    if drop_finalizer.is_none() && has_finalizer(&current.value, CLEANUP) {
+        let instances = txn.list(&storage_of(&current.value), None);
+        for instance in &instances {
+            if !instance.value["metadata"]["deletionTimestamp"].is_string() {
+                let _ = api.gc.send(Concern::Remove(instance.key.clone()));
+            }
+        }
+        drop_finalizer = instances.is_empty().then_some(CLEANUP);
     }
     let Some(finalizer) = drop_finalizer else { return Done::Nothing };
     let mut object = current.value.clone();

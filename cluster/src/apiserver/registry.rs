@@ -12,6 +12,17 @@ use crate::store::{Key, Snapshot};
 /// Storage name of CustomResourceDefinitions.
 pub const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 
+/// Key of the definition whose objects have this storage name, if they are a custom resource's.
+pub fn definition_of(storage: &str) -> Key {
+    let (group, plural) = storage.split_once('/').unwrap_or_default();
+    Key::new(CRDS, "", &format!("{plural}.{group}"))
+}
+
+/// Storage name of the objects that a CustomResourceDefinition defines.
+pub fn storage_of(crd: &Value) -> String {
+    format!("{}/{}", text(&crd["spec"]["group"]), text(&crd["spec"]["names"]["plural"]))
+}
+
 /// A column of a custom resource's table.
 #[derive(Clone, Debug)]
 pub struct PrinterColumn {
@@ -268,7 +279,7 @@ fn custom_resources(crd: &Value) -> Vec<Resource> {
                 namespaced: spec["scope"] == "Namespaced",
                 sub,
                 stored: true,
-                storage: Arc::from(format!("{group}/{plural}")),
+                storage: Arc::from(storage_of(crd)),
                 schema: String::new(),
                 custom: Some(Custom {
                     schema: version["schema"]["openAPIV3Schema"].clone(),

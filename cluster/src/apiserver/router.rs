@@ -136,7 +136,6 @@ async fn resource_request(
         return Err(ApiError::no_such_path());
     }
     if !target.sub.is_empty() && !resource.has_sub(&target.sub) {
-        // The Binding kind is also created at its old place.
         return Err(ApiError::no_such_path());
     }
     if !target.name.is_empty() && resource.namespaced && target.namespace.is_empty() {
@@ -176,6 +175,8 @@ async fn resource_request(
         }
         _ => {}
     }
+    // Before anything is written: a client that cannot read the answer would not know of it.
+    answers::form(&call.headers)?;
     match (method, named) {
         (Method::GET, _) if call.query.flag("watch")? => verbs::watch::watch(&call),
         (Method::GET, true) => verbs::get::get(&call),

@@ -31,6 +31,8 @@ pub enum Concern {
     Gone(String),
     /// This object has owners that may not exist, or waits for its dependents.
     Check(Key),
+    /// This object goes: its definition is being deleted.
+    Remove(Key),
 }
 
 /// What all requests share.

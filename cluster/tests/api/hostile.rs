@@ -1,6 +1,6 @@
 //! Input that means no good gets a Status.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::server::Server;
 
@@ -92,4 +92,54 @@ fn patches_that_break_objects_are_refused() {
         assert_eq!(status["kind"], "Status");
     }
     assert_eq!(server.get(&path).1["data"]["a"], "b");
+}
+
+#[test]
+fn a_patch_that_multiplies_what_is_there_is_refused() {
+    let server = Server::start();
+    assert_eq!(server.request("POST", MAPS, "application/json", r#"{"metadata":{"name":"x"}}"#).0, 201);
+    let mut operations = vec![json!({"op": "add", "path": "/data", "value": {"k": "x".repeat(1000)}})];
+    // Carried out, these would hold 2^40 times as much.
+    let copies = (0..40).map(|i| json!({"op": "copy", "from": "/data", "path": format!("/data/a{i}")}));
+    operations.extend(copies);
+    let (code, status) = server.patch(&format!("{MAPS}/x"), "json-patch+json", &json!(operations));
+    assert_eq!((code, &status["reason"]), (422, &json!("Invalid")), "{status}");
+    assert!(server.get(&format!("{MAPS}/x")).1["data"].is_null());
+}
+
+#[test]
+fn a_pod_with_an_endless_grace_period_can_be_deleted() {
+    let server = Server::start();
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1",
+        "terminationGracePeriodSeconds": i64::MAX, "containers": [{"name": "c", "image": "x"}]}});
+    assert_eq!(server.post(pods, &pod).0, 201);
+    let (code, marked) = server.request("DELETE", &format!("{pods}/p"), "application/json", "");
+    assert_eq!(code, 200, "{marked}");
+    assert!(marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
+    let now = r#"{"gracePeriodSeconds":0}"#;
+    assert_eq!(server.request("DELETE", &format!("{pods}/p"), "application/json", now).0, 200);
+    assert_eq!(server.get(&format!("{pods}/p")).0, 404);
+}
+
+#[test]
+fn what_cannot_be_answered_is_not_done() {
+    let server = Server::start();
+    let (code, status) =
+        server.request_as("POST", MAPS, "text/html", "application/json", r#"{"metadata":{"name":"x"}}"#);
+    assert_eq!(code, 406, "{status}");
+    assert_eq!(server.get(&format!("{MAPS}/x")).0, 404);
+}
+
+#[test]
+fn a_scale_that_is_none_changes_nothing() {
+    let server = Server::start();
+    let sets = "/apis/apps/v1/namespaces/default/replicasets";
+    let set = json!({"metadata": {"name": "s"}, "spec": {"replicas": 3, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+    assert_eq!(server.post(sets, &set).0, 201);
+    for body in ["[]", "null", "5"] {
+        refused(server.request("PUT", &format!("{sets}/s/scale"), "application/json", body), 400);
+    }
+    assert_eq!(server.get(&format!("{sets}/s")).1["spec"]["replicas"], 3);
 }

@@ -235,6 +235,11 @@ fn custom_resources_are_served_at_once() {
         server.kubectl_fails(&["apply", "-f", "-"], &widget.replace("size: 3", "size: 3, colour: red"));
     assert!(error.contains("unknown field \"spec.colour\""), "{error}");
     assert!(server.kubectl(&["explain", "widget.spec.size"]).contains("<integer>"));
+    let text = server.kubectl(&["explain", "wd"]);
+    assert!(
+        text.contains("APIVersion defines the versioned schema") && text.contains("<ObjectMeta>"),
+        "{text}"
+    );
     server.kubectl(&["delete", "crd", "widgets.example.dev"]);
     assert_eq!(server.get("/apis/example.dev/v1/widgets").0, 404);
 }
@@ -330,6 +335,13 @@ fn what_kubectl_sends_as_protobuf() {
     assert_eq!(get("clusterrolebinding/readers", "{.subjects[0].name} {.roleRef.name}"), "robot reader");
     let container = "{.spec.replicas} {.spec.template.spec.containers[0].image} {.spec.template.spec.containers[0].ports[0].containerPort}";
     assert_eq!(get("deployment/web", container), "2 traefik/whoami 80");
+    server.kubectl(&["-n", "team", "create", "service", "clusterip", "plain", "--tcp=80:8080"]);
+    server.kubectl(&["-n", "team", "create", "service", "nodeport", "named", "--tcp=80:http"]);
+    server.kubectl(&["-n", "team", "create", "service", "externalname", "away", "--external-name=a.example"]);
+    let port = "{.spec.type} {.spec.ports[0].port} {.spec.ports[0].targetPort} {.spec.selector.app}";
+    assert_eq!(get("service/plain", port), "ClusterIP 80 8080 plain");
+    assert_eq!(get("service/named", port), "NodePort 80 http named");
+    assert_eq!(get("service/away", "{.spec.type} {.spec.externalName}"), "ExternalName a.example");
     let token = server.kubectl(&["-n", "team", "create", "token", "robot"]);
     assert_eq!(token.trim().split('.').count(), 3);
 }

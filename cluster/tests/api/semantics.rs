@@ -8,7 +8,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, W
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::json;
 
-use crate::server::Server;
+use crate::server::{Server, until};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -226,6 +226,84 @@ fn what_may_not_change_does_not() {
         &json!({"spec": {"clusterIP": "10.96.0.78"}}),
     );
     assert_eq!(code, 422);
+}
+
+#[test]
+fn a_service_that_was_a_name_gets_an_address_of_the_range() {
+    let server = Server::start();
+    let services = "/api/v1/namespaces/default/services";
+    let named =
+        json!({"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "externalName": "a.example"}});
+    assert_eq!(server.post(services, &named).0, 201);
+    let change = |spec: serde_json::Value| {
+        server.patch(&format!("{services}/s"), "merge-patch+json", &json!({"spec": spec}))
+    };
+    let outside =
+        json!({"type": "ClusterIP", "clusterIP": "10.97.0.1", "externalName": null, "ports": [{"port": 80}]});
+    assert_eq!(change(outside).0, 422);
+    let (code, object) = change(json!({"type": "ClusterIP", "externalName": null, "ports": [{"port": 80}]}));
+    assert_eq!(code, 200, "{object}");
+    assert!(object["spec"]["clusterIP"].as_str().unwrap().starts_with("10.96."), "{object}");
+}
+
+#[test]
+fn objects_go_with_their_definition() {
+    let server = Server::start();
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let definition = json!({"metadata": {"name": "widgets.example.dev"}, "spec": {"group": "example.dev", "scope": "Cluster",
+        "names": {"plural": "widgets", "kind": "Widget"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+    let widgets = "/apis/example.dev/v1/widgets";
+    assert_eq!(server.post(definitions, &definition).0, 201);
+    assert_eq!(server.post(widgets, &json!({"metadata": {"name": "free"}})).0, 201);
+    let held = json!({"metadata": {"name": "held", "finalizers": ["example.dev/hold"]}});
+    assert_eq!(server.post(widgets, &held).0, 201);
+    let path = format!("{definitions}/widgets.example.dev");
+    let (code, marked) = server.request("DELETE", &path, "application/json", "");
+    assert_eq!(code, 200);
+    assert!(marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
+    until("the free object is gone", || server.get(&format!("{widgets}/free")).0 == 404);
+    // One is still wanted: the definition waits for it, and takes no new ones.
+    until("the held object is to go", || {
+        server.get(&format!("{widgets}/held")).1["metadata"]["deletionTimestamp"].is_string()
+    });
+    assert_eq!(server.get(&path).0, 200);
+    let (code, status) = server.post(widgets, &json!({"metadata": {"name": "late"}}));
+    assert_eq!((code, &status["reason"]), (405, &json!("MethodNotAllowed")), "{status}");
+    // Also over a restart.
+    let server = Server::start_in(server.stop());
+    let none = json!({"metadata": {"finalizers": null}});
+    assert_eq!(server.patch(&format!("{widgets}/held"), "merge-patch+json", &none).0, 200);
+    until("the definition is gone", || server.get(&path).0 == 404);
+    assert_eq!(server.get(widgets).0, 404);
+    assert_eq!(server.post(definitions, &definition).0, 201);
+    assert_eq!(server.get(widgets).1["items"], json!([]));
+}
+
+#[test]
+fn an_applied_status_is_not_owned_where_it_is_not_written() {
+    let server = Server::start();
+    let nodes = "/api/v1/nodes";
+    let apply = |sub: &str, object: &serde_json::Value| {
+        server.patch(&format!("{nodes}/n1{sub}?fieldManager=one"), "apply-patch+yaml", object)
+    };
+    // As `kubectl get -o yaml` has saved it.
+    let saved = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"unschedulable": true},
+        "status": {"phase": "Pending"}});
+    assert_eq!(apply("", &saved).0, 201);
+    let running = json!({"status": {"phase": "Running"}});
+    assert_eq!(server.patch(&format!("{nodes}/n1/status"), "merge-patch+json", &running).0, 200);
+    let (code, object) = apply("", &saved);
+    assert_eq!((code, &object["status"]["phase"]), (200, &json!("Running")), "{object}");
+    // Nor the rest where only the status is written.
+    let whole = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"unschedulable": false},
+        "status": {"volumesInUse": ["v"]}});
+    let (code, object) = apply("/status", &whole);
+    assert_eq!((code, &object["spec"]["unschedulable"]), (200, &json!(true)), "{object}");
+    let mine = object["metadata"]["managedFields"].as_array().unwrap().iter();
+    let mine: Vec<_> = mine.filter(|e| e["subresource"] == "status" && e["operation"] == "Apply").collect();
+    assert_eq!(mine.len(), 1);
+    assert!(mine[0]["fieldsV1"].get("f:spec").is_none(), "{}", mine[0]);
 }
 
 #[test]

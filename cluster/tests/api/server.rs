@@ -138,9 +138,22 @@ impl Server {
         content_type: &str,
         body: impl Into<Vec<u8>>,
     ) -> (u16, Value) {
+        self.request_as(method, path, "application/json", content_type, body)
+    }
+
+    /// The same by a client that wants its answer as `accept`.
+    pub fn request_as(
+        &self,
+        method: &str,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: impl Into<Vec<u8>>,
+    ) -> (u16, Value) {
         let request = http::Request::builder()
             .method(method)
             .uri(path)
+            .header("accept", accept)
             .header("content-type", content_type)
             .body(kube::client::Body::from(body.into()))
             .unwrap();
@@ -176,5 +189,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Waits until something holds that the server does by itself.
+pub fn until(what: &str, holds: impl Fn() -> bool) {
+    let since = std::time::Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < std::time::Duration::from_mins(1), "it never came to this: {what}");
+        std::thread::yield_now();
     }
 }

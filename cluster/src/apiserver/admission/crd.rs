@@ -4,10 +4,21 @@ use serde_json::{Value, json};
 
 use super::names::{is_dns_label, is_dns_subdomain};
 use crate::apiserver::object::{as_map, child_mut, default, filled, list, meta, now};
-use crate::apiserver::registry::CRDS;
+use crate::apiserver::registry::{CRDS, Resource, definition_of};
 use crate::apiserver::resources::BUILTINS;
-use crate::apiserver::status::Cause;
+use crate::apiserver::status::{ApiError, Cause};
 use crate::store::Txn;
+
+/// A definition takes new objects if it exists and stays.
+pub fn accepts(txn: &Txn<'_>, resource: &Resource) -> Result<(), ApiError> {
+    let definition = txn.get(&definition_of(&resource.storage)).ok_or_else(ApiError::no_such_path)?;
+    if definition.value["metadata"]["deletionTimestamp"].is_string() {
+        let mut error = ApiError::method_not_allowed();
+        error.message = format!("create not allowed while {} is being deleted", definition.key.name);
+        return Err(error);
+    }
+    Ok(())
+}
 
 /// Defaults of a definition.
 pub fn default_crd(object: &mut Value) {

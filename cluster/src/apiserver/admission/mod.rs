@@ -101,6 +101,7 @@ pub fn on_create(
 /// Fills in a changed object and checks it, also against what it was.
 pub fn on_update(
     txn: &Txn<'_>,
+    services: Ipv4Net,
     resource: &Resource,
     sub: &str,
     old: &Value,
@@ -122,7 +123,7 @@ pub fn on_update(
             service::check_service(object, causes);
             service::check_change(old, object, causes);
             if causes.is_empty() {
-                service::allocate(txn, Ipv4Net::default(), object, Some(old), causes)?;
+                service::allocate(txn, services, object, Some(old), causes)?;
             }
         }
         ("apps", "deployments" | "replicasets" | "daemonsets") => {

@@ -173,7 +173,7 @@ pub fn allocate(
             }
         },
         text => match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(address)) if old.is_none() && !services.contains(&address) => {
+            Ok(IpAddr::V4(address)) if !services.contains(&address) => {
                 let why = format!(
                     "failed to allocate IP {text}: the provided IP is not in the valid range. The range of valid IPs is {services}"
                 );

@@ -10,9 +10,9 @@ use crate::apiserver::admission::{self, names};
 use crate::apiserver::http::Answer;
 use crate::apiserver::managed;
 use crate::apiserver::object::{filled, meta, meta_mut, now};
-use crate::apiserver::registry::{CRDS, Resource};
+use crate::apiserver::registry::{CRDS, Resource, definition_of};
 use crate::apiserver::router::Call;
-use crate::apiserver::state::Concern;
+use crate::apiserver::state::{Api, Concern};
 use crate::apiserver::status::ApiError;
 use crate::store::{Stored, Txn};
 
@@ -92,6 +92,9 @@ pub fn insert(
         }
         return Err(error);
     }
+    if resource.custom.is_some() {
+        admission::crd::accepts(txn, resource)?;
+    }
     if resource.namespaced {
         admission::namespace_accepts(txn, resource, &namespace, &name)?;
     }
@@ -137,15 +140,22 @@ pub fn after_write(call: &Call, stored: &Stored) {
 }
 
 /// What has to happen once a removal is durable.
-pub fn after_removal(call: &Call, stored: &Stored) {
+pub fn after_removal(api: &Api, stored: &Stored) {
     if &*stored.key.resource == CRDS {
-        call.api.registry.refresh(&call.api.store.list(CRDS, None));
+        api.registry.refresh(&api.store.list(CRDS, None));
     }
-    let _ = call.api.gc.send(Concern::Gone(meta(&stored.value, "uid").to_owned()));
+    let _ = api.gc.send(Concern::Gone(meta(&stored.value, "uid").to_owned()));
     // Owners that wait for their dependents can go on.
     for owner in crate::apiserver::object::list(&stored.value["metadata"], "ownerReferences") {
-        if let Some(owner) = call.api.store.by_uid(owner["uid"].as_str().unwrap_or_default()) {
-            let _ = call.api.gc.send(Concern::Check(owner));
+        if let Some(owner) = api.store.by_uid(owner["uid"].as_str().unwrap_or_default()) {
+            let _ = api.gc.send(Concern::Check(owner));
         }
+    }
+    // So can a definition that waits for its objects.
+    let definition = definition_of(&stored.key.resource);
+    let waits =
+        api.store.get(&definition).is_some_and(|d| d.value["metadata"]["deletionTimestamp"].is_string());
+    if waits && api.store.list(&stored.key.resource, None).objects.is_empty() {
+        let _ = api.gc.send(Concern::Check(definition));
     }
 }

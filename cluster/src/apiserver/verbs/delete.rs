@@ -22,6 +22,9 @@ pub const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer of owners whose dependents are to be set free.
 pub const ORPHAN: &str = "orphan";
 
+/// Finalizer of CustomResourceDefinitions whose objects are still there.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
 /// What a client says about a deletion.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -126,7 +129,7 @@ pub async fn delete(call: Call, body: &[u8]) -> Result<Answer, ApiError> {
 fn settle(call: &Call, deleted: &Deleted, dry_run: bool) {
     match deleted {
         _ if dry_run => {}
-        Deleted::Gone(stored) => after_removal(call, stored),
+        Deleted::Gone(stored) => after_removal(&call.api, stored),
         Deleted::Waiting(stored) => after_write(call, stored),
     }
 }
@@ -224,7 +227,11 @@ fn mark(resource: &Resource, object: &mut Value, options: &Options) {
     } else {
         0
     };
-    if let Some(finalizer) = options.finalizer {
+    let first = !object["metadata"]["deletionTimestamp"].is_string();
+    // Objects that nobody serves would come back with the next definition of their name.
+    let cleanup =
+        (first && resource.is("apiextensions.k8s.io", "customresourcedefinitions")).then_some(CLEANUP);
+    for finalizer in options.finalizer.into_iter().chain(cleanup) {
         let fields = meta_mut(object);
         let finalizers = fields.entry("finalizers").or_insert_with(|| json!([]));
         if let Some(finalizers) = finalizers.as_array_mut()
@@ -235,7 +242,8 @@ fn mark(resource: &Resource, object: &mut Value, options: &Options) {
     }
     let fields = &object["metadata"];
     let now = OffsetDateTime::now_utc();
-    let at = now + Duration::seconds(grace);
+    // A pod may be given longer than there are years.
+    let at = now.saturating_add(Duration::seconds(grace));
     match fields["deletionTimestamp"].as_str().and_then(parse_time) {
         None => {
             if resource.group == "apps" || resource.custom.is_some() || pod {

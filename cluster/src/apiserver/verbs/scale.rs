@@ -96,7 +96,11 @@ pub async fn answer(
     }
     let content = answers::content_type(headers);
     let change = if method == Method::PUT {
-        Change::Replace(answers::parse(body, content == "application/yaml")?)
+        let scale = answers::parse(body, content == "application/yaml")?;
+        if !scale.is_object() {
+            return Err(ApiError::bad_request("the body is not a Scale"));
+        }
+        Change::Replace(scale)
     } else if method == Method::PATCH {
         match Patch::parse(&content, body, &call.resource)? {
             Patch::Apply(applied) => Change::Replace(applied),
@@ -112,6 +116,7 @@ pub async fn answer(
         sub: String::new(),
         by: Manager::of(call, "Update"),
         validation: FieldValidation::Ignore,
+        services: call.api.config.service_cidr,
     };
     let resource = Arc::clone(&call.resource);
     let stored = call

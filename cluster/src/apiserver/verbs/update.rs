@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use ipnet::Ipv4Net;
 use serde_json::{Map, Value, json};
 
 use super::create::{after_removal, after_write, insert};
@@ -42,6 +43,8 @@ pub struct Update {
     pub by: Manager,
     /// About unknown fields.
     pub validation: FieldValidation,
+    /// Addresses of Services.
+    pub services: Ipv4Net,
 }
 
 impl Update {
@@ -52,6 +55,7 @@ impl Update {
             sub: call.sub.clone(),
             by: Manager::of(call, operation),
             validation: call.query.field_validation()?,
+            services: call.api.config.service_cidr,
         })
     }
 }
@@ -83,7 +87,7 @@ fn finish(call: &Call, outcome: &Outcome, warnings: &[String], dry_run: bool) ->
     };
     if !dry_run {
         match outcome {
-            Outcome::Removed(_) => after_removal(call, stored),
+            Outcome::Removed(_) => after_removal(&call.api, stored),
             _ => after_write(call, stored),
         }
     }
@@ -135,6 +139,7 @@ fn patch_in(
     let resource = &update.resource;
     if let patch::Patch::Apply(mut applied) = patch {
         identify(call, &mut applied)?;
+        keep_own_part(resource, &update.sub, &mut applied);
         let warnings = normalize_applied(resource, &mut applied, update.validation)?;
         let Some(current) = current else {
             if !update.sub.is_empty() {
@@ -148,7 +153,7 @@ fn patch_in(
             managed::apply_new(resource, &applied, &mut object, &update.by);
             let defaults = normalize(resource, &mut object, FieldValidation::Ignore)?;
             drop(defaults);
-            let stored = insert(txn, call.api.config.service_cidr, resource, object)?;
+            let stored = insert(txn, update.services, resource, object)?;
             return Ok((Outcome::Created(stored), warnings));
         };
         let live = super::present(resource, &current);
@@ -159,7 +164,7 @@ fn patch_in(
     let current = current.ok_or_else(|| resource.not_found(&update.key.name))?;
     let mut object = super::present(resource, &current);
     patch.onto(&mut object, Schema::of(resource))?;
-    if answers::depth_exceeds(&object, 64) {
+    if answers::depth_exceeds(&object, answers::MAX_DEPTH) {
         return Err(ApiError::bad_request("the patched object is nested too deep"));
     }
     if object["metadata"]["name"] != current.value["metadata"]["name"] {
@@ -167,6 +172,24 @@ fn patch_in(
     }
     identify(call, &mut object)?;
     apply(txn, update, &current, object)
+}
+
+/// Takes out of an applied configuration what its request does not write: nobody owns what he cannot set.
+fn keep_own_part(resource: &Resource, sub: &str, applied: &mut Value) {
+    let Some(map) = applied.as_object_mut() else { return };
+    if sub != "status" {
+        if resource.has_sub("status") {
+            map.shift_remove("status");
+        }
+        return;
+    }
+    map.retain(|field, _| ["apiVersion", "kind", "metadata", "status"].contains(&field.as_str()));
+    let labelled = resource.is("", "nodes") || resource.is("", "pods");
+    meta_mut(applied).retain(|field, _| match field.as_str() {
+        "labels" | "annotations" => labelled,
+        "finalizers" | "ownerReferences" => false,
+        _ => true,
+    });
 }
 
 /// An applied configuration is partial: what it lacks is not an error, and it gets no defaults.
@@ -244,7 +267,7 @@ pub fn apply(
             ));
         }
     }
-    admission::on_update(txn, resource, &update.sub, old, &mut object, &mut causes)?;
+    admission::on_update(txn, update.services, resource, &update.sub, old, &mut object, &mut causes)?;
     if !causes.is_empty() {
         return Err(ApiError::invalid(&resource.group, &resource.kind, name, causes));
     }
