@@ -117,9 +117,29 @@ fn a_pod_with_an_endless_grace_period_can_be_deleted() {
     let (code, marked) = server.request("DELETE", &format!("{pods}/p"), "application/json", "");
     assert_eq!(code, 200, "{marked}");
     assert!(marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
+    // Clients that know the types can still read it.
+    serde_json::from_value::<k8s_openapi::api::core::v1::Pod>(marked).unwrap();
     let now = r#"{"gracePeriodSeconds":0}"#;
     assert_eq!(server.request("DELETE", &format!("{pods}/p"), "application/json", now).0, 200);
     assert_eq!(server.get(&format!("{pods}/p")).0, 404);
+}
+
+#[test]
+fn what_controllers_could_not_read_is_refused() {
+    let server = Server::start();
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = |replicas: Value| {
+        json!({"metadata": {"name": "d"}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}})
+    };
+    for replicas in [json!(5_000_000_000_u64), json!(2.0), json!(1.5)] {
+        refused(server.post(deployments, &deployment(replicas)), 400);
+    }
+    assert_eq!(server.post(deployments, &deployment(json!(1))).0, 201);
+    let scale = json!({"spec": {"replicas": 5_000_000_000_u64}});
+    refused(server.patch(&format!("{deployments}/d/scale"), "merge-patch+json", &scale), 400);
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod"}, "eventTime": "9999-12-31T23:59:59Z"});
+    refused(server.post("/api/v1/namespaces/default/events", &event), 400);
 }
 
 #[test]

@@ -72,6 +72,10 @@ fn annotate(name: &str, schema: &mut Value) {
         *schema = json!({"description": description, "x-kubernetes-preserve-unknown-fields": true});
         return;
     }
+    // Quantities may be numbers or texts as well: this tells them apart.
+    if is("intstr.IntOrString") {
+        schema["format"] = json!("int-or-string");
+    }
     if ATOMIC_KINDS.iter().any(|kind| is(kind)) {
         schema["x-kubernetes-map-type"] = json!("atomic");
     }

@@ -20,6 +20,12 @@ pub struct Findings {
 /// Objects nested deeper than this are refused before they get here; the walk stops as well.
 const DEPTH: usize = 100;
 
+/// Clients' calendars end within the year after this one.
+const LAST_YEAR: i32 = 9998;
+
+/// Below this, a number that is written with a fraction of nothing is that whole number.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// Walks an object. `custom` turns on what only custom resources have: rules and defaults in the schema, and nulls
 /// that must be allowed.
 pub fn normalize(schema: Schema<'_>, object: &mut Value, custom: bool) -> Findings {
@@ -92,6 +98,26 @@ impl Walk {
         });
     }
 
+    /// Checks a whole number. A client that knows the field's type cannot read one that does not fit, and then reads
+    /// no object of the kind at all: that would stop a controller.
+    fn integer(&mut self, format: &str, value: &mut Value, path: &str) {
+        if self.custom
+            && let Some(number) = value.as_f64().filter(|f| value.is_f64() && f.abs() < EXACT)
+        {
+            *value = Value::from(number as i64);
+        }
+        match format {
+            _ if value.is_string() => {}
+            "int32" if value.as_i64().is_none_or(|n| i32::try_from(n).is_err()) => {
+                self.mistyped(path, "int32, a whole number below 2147483648", value);
+            }
+            "int64" if !value.is_i64() => {
+                self.mistyped(path, "int64, a whole number below 9223372036854775808", value);
+            }
+            _ => {}
+        }
+    }
+
     fn visit(&mut self, schema: Schema<'_>, value: &mut Value, path: &str, depth: usize) {
         if depth > DEPTH || schema.node.is_null() {
             return;
@@ -99,6 +125,11 @@ impl Walk {
         if schema.node["x-kubernetes-int-or-string"] == true {
             if !value.is_string() && !value.is_number() {
                 self.mistyped(path, "integer,string", value);
+            } else if schema.node["format"] == "int-or-string" {
+                self.integer("int32", value, path);
+            } else if !self.custom && value.is_number() {
+                // A quantity: it is kept as text, however it was written.
+                *value = Value::String(value.to_string());
             }
             return;
         }
@@ -109,6 +140,9 @@ impl Walk {
             return;
         }
         match value {
+            Value::Number(_) if schema.node["type"] == "integer" => {
+                self.integer(schema.node["format"].as_str().unwrap_or_default(), value, path);
+            }
             Value::Object(_) => self.object(schema, value, path, depth),
             Value::Array(items) => {
                 let item_schema = schema.items();
@@ -122,7 +156,7 @@ impl Walk {
             super::structural::check(schema, value, path, &mut self.findings.causes);
         } else if schema.node["format"] == "date-time"
             && let Some(text) = value.as_str()
-            && crate::apiserver::object::parse_time(text).is_none()
+            && crate::apiserver::object::parse_time(text).is_none_or(|time| time.year() > LAST_YEAR)
         {
             self.mistyped(path, "date-time", value);
         } else if schema.node["format"] == "byte"
@@ -220,6 +254,65 @@ mod tests {
             pod(json!({"spec": {"containers": {}, "hostNetwork": "yes"}, "metadata": {"labels": {"a": 1}}}));
         let fields: Vec<&str> = findings.mistyped.iter().map(|c| c.field.as_str()).collect();
         assert_eq!(fields, ["spec.containers", "spec.hostNetwork", "metadata.labels.a"]);
+    }
+
+    #[test]
+    fn what_a_typed_client_cannot_read_is_mistyped() {
+        let pod_with = |field: &str, value: &Value| {
+            let mut container = json!({"name": "c", "image": "x", "resources": {"limits": {}},
+                "livenessProbe": {"tcpSocket": {}}});
+            let mut object = json!({"metadata": {}, "spec": {}});
+            match field {
+                "port" => container["livenessProbe"]["tcpSocket"]["port"] = value.clone(),
+                "periodSeconds" => container["livenessProbe"]["periodSeconds"] = value.clone(),
+                "cpu" => container["resources"]["limits"]["cpu"] = value.clone(),
+                "creationTimestamp" => object["metadata"]["creationTimestamp"] = value.clone(),
+                _ => object["spec"][field] = value.clone(),
+            }
+            object["spec"]["containers"] = json!([container]);
+            pod(object)
+        };
+        for (field, value) in [
+            ("port", json!(80.5)),
+            ("port", json!(80.0)),
+            ("port", json!(1_u64 << 31)),
+            ("periodSeconds", json!(1_u64 << 31)),
+            ("periodSeconds", json!(-(1_i64 << 32))),
+            ("periodSeconds", json!(2.0)),
+            ("terminationGracePeriodSeconds", json!(u64::MAX)),
+            ("terminationGracePeriodSeconds", json!(1e30)),
+            ("creationTimestamp", json!("9999-12-31T23:59:59Z")),
+        ] {
+            let (_, findings) = pod_with(field, &value);
+            assert_eq!(findings.mistyped.len(), 1, "{field}: {value}: {findings:?}");
+        }
+        for (field, value) in [
+            ("port", json!(80)),
+            ("port", json!("http")),
+            ("periodSeconds", json!(i32::MAX)),
+            ("terminationGracePeriodSeconds", json!(i64::MAX)),
+            ("cpu", json!(1)),
+            ("cpu", json!(0.5)),
+            ("creationTimestamp", json!("9998-12-31T23:59:59.123456Z")),
+        ] {
+            let (object, findings) = pod_with(field, &value);
+            assert!(findings.mistyped.is_empty(), "{field}: {value}: {findings:?}");
+            let read = serde_json::from_value::<k8s_openapi::api::core::v1::Pod>(object);
+            assert!(read.is_ok(), "{field}: {value}: {read:?}");
+        }
+        let (object, _) = pod_with("cpu", &json!(0.5));
+        assert_eq!(object["spec"]["containers"][0]["resources"]["limits"]["cpu"], "0.5");
+    }
+
+    #[test]
+    fn whole_numbers_of_custom_objects_are_whole() {
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "n": {"type": "integer"}, "small": {"type": "integer", "format": "int32"}}}}});
+        let (object, findings) = custom(&schema, json!({"spec": {"n": 3.0, "small": 4.0}}));
+        assert_eq!(object["spec"].to_string(), r#"{"n":3,"small":4}"#);
+        assert!(findings.mistyped.is_empty());
+        let (_, findings) = custom(&schema, json!({"spec": {"small": 1_u64 << 40}}));
+        assert_eq!(findings.mistyped[0].field, "spec.small");
     }
 
     fn custom(schema: &Value, mut object: Value) -> (Value, Findings) {

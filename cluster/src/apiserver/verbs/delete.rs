@@ -25,6 +25,9 @@ pub const ORPHAN: &str = "orphan";
 /// Finalizer of CustomResourceDefinitions whose objects are still there.
 pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
+/// Longest grace period, a century: a pod may ask for more than there are years.
+const LONGEST: i64 = 100 * 365 * 24 * 60 * 60;
+
 /// What a client says about a deletion.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -223,7 +226,7 @@ fn mark(resource: &Resource, object: &mut Value, options: &Options) {
             || object["status"]["phase"] == "Succeeded"
             || object["status"]["phase"] == "Failed";
         let wanted = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
-        if nobody_waits { 0 } else { options.grace.unwrap_or(wanted).max(0) }
+        if nobody_waits { 0 } else { options.grace.unwrap_or(wanted).clamp(0, LONGEST) }
     } else {
         0
     };
@@ -242,8 +245,7 @@ fn mark(resource: &Resource, object: &mut Value, options: &Options) {
     }
     let fields = &object["metadata"];
     let now = OffsetDateTime::now_utc();
-    // A pod may be given longer than there are years.
-    let at = now.saturating_add(Duration::seconds(grace));
+    let at = now + Duration::seconds(grace);
     match fields["deletionTimestamp"].as_str().and_then(parse_time) {
         None => {
             if resource.group == "apps" || resource.custom.is_some() || pod {
