@@ -66,8 +66,8 @@ impl Process {
     /// so that the environment reads as empty. A parent that spawned it goes on before this moment is over.
     fn is_between_programs(&self) -> bool {
         const KERNEL_THREAD: u64 = 0x0020_0000; // PF_KTHREAD of the kernel's sched.h: it never has an environment
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let Some((_, fields)) = stat.rsplit_once(')') else { return false };
+        let line = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let Some((_, fields)) = line.rsplit_once(')') else { return false };
         // Counted as proc(5) does, where the state, which comes first here, is field 3.
         let field = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<u64>().ok();
         let (flags, start, environment_end) = (field(9), field(22), field(51));
