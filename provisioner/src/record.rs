@@ -4,6 +4,7 @@
 //! An entry survives the death of every process because it is in the page cache once `write` returns; the state
 //! directory itself does not outlive a reboot, as nothing of a lab does.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,11 @@ pub enum Entry {
     Namespace {
         /// Its name.
         name: String,
+    },
+    /// A namespace that was announced turned out to be somebody else's: its entry counts no more.
+    NotOurs {
+        /// Its name.
+        namespace: String,
     },
     /// A process, found by its environment: it has no pid yet.
     Process {
@@ -73,7 +79,12 @@ impl Record {
 
     /// Notes that `entry` is about to be made. Noting the same thing again is free.
     pub fn note(&mut self, entry: Entry) -> Result<(), Failure> {
-        if self.entries.contains(&entry) {
+        let known = match &entry {
+            Entry::Namespace { name } => namespaces(&self.entries).contains(name),
+            Entry::NotOurs { namespace } => !namespaces(&self.entries).contains(namespace),
+            other => self.entries.contains(other),
+        };
+        if known {
             return Ok(());
         }
         let thing = self.path.display().to_string();
@@ -102,6 +113,19 @@ fn fault_from_env() -> Option<usize> {
     std::env::var("PODWIRE_FAULT").ok()?.strip_prefix("after:")?.parse().ok()
 }
 
+/// Names of the namespaces that are the lab's by its record.
+pub fn namespaces(entries: &[Entry]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        match entry {
+            Entry::Namespace { name } => drop(names.insert(name.clone())),
+            Entry::NotOurs { namespace } => drop(names.remove(namespace)),
+            _ => {}
+        }
+    }
+    names
+}
+
 /// The entries of the record in `dir`; none when there is no record. Lines that were cut short are left out: what they
 /// announce was not made.
 pub fn read(dir: &Path) -> Vec<Entry> {
@@ -126,6 +150,19 @@ mod tests {
         let mut record = Record::open(dir.path()).unwrap();
         record.note(namespace("b")).unwrap();
         assert_eq!(read(dir.path()), [namespace("a"), namespace("b")]);
+    }
+
+    #[test]
+    fn a_namespace_of_somebody_else_counts_only_once_it_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record::open(dir.path()).unwrap();
+        let ours = |record: &Record| namespaces(record.entries()).contains("a");
+        record.note(Entry::Namespace { name: "a".into() }).unwrap();
+        assert!(ours(&record));
+        record.note(Entry::NotOurs { namespace: "a".into() }).unwrap();
+        assert!(!ours(&record));
+        record.note(Entry::Namespace { name: "a".into() }).unwrap();
+        assert!(ours(&record) && ours(&Record::open(dir.path()).unwrap()));
     }
 
     #[test]

@@ -35,12 +35,21 @@ pub struct StateRoot(PathBuf);
 impl StateRoot {
     /// `$PODWIRE_STATE`, else `/run/podwire-lab`.
     pub fn from_env() -> Self {
-        Self(std::env::var_os("PODWIRE_STATE").map_or_else(|| "/run/podwire-lab".into(), PathBuf::from))
+        let given = std::env::var_os("PODWIRE_STATE").filter(|dir| !dir.is_empty());
+        let dir = given.map_or_else(|| "/run/podwire-lab".into(), PathBuf::from);
+        // A lab's processes have another working directory. It fails only where there is none at all.
+        Self(std::path::absolute(&dir).unwrap_or(dir))
     }
 
     /// The directory; it need not exist.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Removes the directory if it is empty, as the death of a command that had hardly begun leaves it.
+    pub fn remove_if_empty(&self) {
+        // Not there, or with labs in it: both are fine.
+        let _ = fs::remove_dir(&self.0);
     }
 
     /// A lab's state; it need not exist.
@@ -51,8 +60,10 @@ impl StateRoot {
     /// Names of the labs that have a state, sorted.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().filter_map(Result::ok);
-        let mut names: Vec<String> =
-            entries.filter(|e| e.path().is_dir()).filter_map(|e| e.file_name().into_string().ok()).collect();
+        let mut names: Vec<String> = entries
+            .filter(|e| is_state(&e.path()))
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect();
         names.sort();
         names
     }
@@ -115,7 +126,7 @@ impl LabState {
 
     /// True if anything of the lab may exist.
     pub fn exists(&self) -> bool {
-        self.dir().exists() || self.lock_path().exists()
+        is_state(&self.dir()) || self.lock_path().exists()
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -142,7 +153,12 @@ impl LabState {
     ///
     /// A process that was forked but has not yet executed its program shares the lock: whoever gets it sees every
     /// process of the lab with its final environment.
+    ///
+    /// A directory that holds something else than a lab is refused: what is locked may be filled and removed.
     pub fn lock(&self, waiting: impl FnOnce()) -> Result<Lock, Failure> {
+        if self.dir().exists() && !is_state(&self.dir()) {
+            return Err(not_a_state(&self.dir()));
+        }
         let path = self.lock_path();
         let thing = path.display().to_string();
         let mut waiting = Some(waiting);
@@ -181,6 +197,9 @@ impl LabState {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Failure::new(thing, e, mend)),
         };
+        if !is_state(&dir) {
+            return Err(not_a_state(&dir));
+        }
         for entry in entries.filter_map(Result::ok).filter(|e| e.file_name() != record::FILE) {
             let path = entry.path();
             let removed = if path.is_dir() && !path.is_symlink() {
@@ -192,6 +211,17 @@ impl LabState {
         }
         fs::remove_dir_all(&dir).or_failure(thing, mend)
     }
+}
+
+/// True for a directory with a lab's record, and for an empty one: that is how a lab begins and how it ends.
+fn is_state(dir: &Path) -> bool {
+    dir.join(record::FILE).is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn not_a_state(dir: &Path) -> Failure {
+    let mend =
+        "set PODWIRE_STATE to a directory that is for labs alone, or name the lab otherwise: lab up --name";
+    Failure::new(dir.display().to_string(), "it holds something else than a lab", mend)
 }
 
 /// Holds a lab's lock until it is dropped.
@@ -237,6 +267,20 @@ mod tests {
         lock.remove();
         let second = other.join().unwrap();
         assert!(second.path.exists(), "the second lock is that of a file that exists");
+    }
+
+    #[test]
+    fn what_is_no_lab_is_neither_listed_nor_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = StateRoot(dir.path().to_owned());
+        fs::create_dir(dir.path().join("letters")).unwrap();
+        fs::write(dir.path().join("letters/one"), "text").unwrap();
+        let letters = root.lab("letters");
+        assert!(root.names().is_empty() && !letters.exists());
+        assert!(letters.lock(|| ()).unwrap_err().to_string().contains("PODWIRE_STATE"));
+        letters.remove().unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no lock is left there");
+        assert!(dir.path().join("letters/one").exists());
     }
 
     #[test]

@@ -269,6 +269,8 @@ fn up_twice_is_one_lab() {
         assert!(child.wait_with_output().unwrap().status.success());
     }
     assert_eq!(["k8s-ctr", "k8s-w1", "router"].map(|n| lab.init_pid(n)), pids);
+    let others = tempfile::tempdir().unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_podwire-node"), others.path().join("podwire-node")).unwrap();
     let out = run(&mut lab.command(&[
         "up",
         "native-routing",
@@ -276,7 +278,7 @@ fn up_twice_is_one_lab() {
         &lab.name,
         "--no-deploy",
         "--bin-dir",
-        "/usr/bin",
+        others.path().to_str().unwrap(),
     ]));
     assert_eq!(out.status.code(), Some(1), "other programs are another lab");
     assert!(String::from_utf8_lossy(&out.stderr).contains("lab down"));
@@ -343,8 +345,6 @@ fn up_and_down_that_are_killed_at_any_moment_can_be_undone() {
         down.kill().unwrap();
         down.wait().unwrap();
         lab.down();
-        // Killed before it began, it left an empty state directory at most.
-        lab.down();
         assert_eq!(lab.traces(id.as_deref()), Vec::<String>::new(), "round {round}");
     }
 }
@@ -396,11 +396,137 @@ fn a_namespace_of_the_same_name_is_not_taken_over() {
     let lab = Lab::new();
     let name = format!("{}-router", lab.name);
     ok(Command::new("ip").args(["netns", "add", &name]));
-    let out = run(&mut lab.up_command());
-    assert_eq!(out.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(said.contains(&name) && said.contains("exists already") && said.contains("--name"), "{said}");
+    let mut theirs = Command::new("ip").args(["netns", "exec", &name, "sleep", "1000"]).spawn().unwrap();
+    // The second time as the first: a name that was refused is not ours from then on.
+    for _ in 0..2 {
+        let out = run(&mut lab.up_command());
+        assert_eq!(out.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains(&name) && said.contains("exists already") && said.contains("--name"), "{said}");
+        lab.down();
+        assert!(theirs.try_wait().unwrap().is_none(), "somebody else's process was killed");
+    }
+    // Nothing else is there: not the namespaces whose names were free either.
+    let left = lab.traces(None);
+    assert!(left.len() == 2 && left.iter().all(|t| t.contains(&name)), "{left:?}");
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
     ok(Command::new("ip").args(["netns", "del", &name]));
+    lab.up();
+}
+
+#[test]
+fn a_lab_that_cannot_be_made_leaves_nothing() {
+    let lab = Lab::new();
+    // Programs that are not there.
+    let bins = tempfile::tempdir().unwrap();
+    let mut without_programs = lab.up_command();
+    without_programs.arg("--bin-dir").arg(bins.path());
+    // One that does not start.
+    let broken = tempfile::tempdir().unwrap();
+    std::fs::write(broken.path().join("podwire-node"), "no program").unwrap();
+    let mut with_broken_program = lab.up_command();
+    with_broken_program.arg("--bin-dir").arg(broken.path());
+    // As on a machine whose kernel or container forbids it.
+    let mut without_capability = Command::new("setpriv");
+    without_capability.args(["--bounding-set=-sys_admin", env!("CARGO_BIN_EXE_lab")]);
+    without_capability.args(["up", "native-routing", "--name", &lab.name]).env("PODWIRE_STATE", lab.root());
+    for (mut command, why) in [
+        (without_programs, "program podwire-node: it is not in"),
+        (with_broken_program, "podwire-node does not start"),
+        (without_capability, "CAP_SYS_ADMIN"),
+    ] {
+        let out = run(&mut command);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(1), "{said}");
+        assert!(said.contains(why), "{said}");
+        assert_eq!(lab.traces(None), Vec::<String>::new());
+    }
+    // A lab that stands is not taken down because what it lacks cannot be made.
+    lab.up();
+    kill(lab.init_pid("k8s-w1"));
+    let out = run(Command::new("setpriv")
+        .args(["--bounding-set=-sys_admin", env!("CARGO_BIN_EXE_lab")])
+        .args(["up", "native-routing", "--name", &lab.name, "--no-deploy"])
+        .env("PODWIRE_STATE", lab.root()));
+    assert_eq!(out.status.code(), Some(1));
+    lab.ping("k8s-ctr", "192.168.10.200");
+}
+
+#[test]
+fn down_takes_a_lab_down_and_nothing_else() {
+    let lab = Lab::new();
+    lab.up();
+    let precious = lab.state.path().join("precious");
+    std::fs::write(&precious, "text").unwrap();
+    std::fs::create_dir(lab.root().join("letters")).unwrap();
+    std::fs::write(lab.root().join("letters/one"), "text").unwrap();
+    for name in ["..", ".", "", "no name", "../precious", "nowhere.toml"] {
+        let out = run(&mut lab.command(&["down", name]));
+        assert_eq!(out.status.code(), Some(2), "lab down {name:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    ok(&mut lab.command(&["down", "letters"]));
+    assert!(precious.exists() && lab.root().join("letters/one").exists());
+    lab.ping("k8s-ctr", "192.168.10.200");
+    // The path of its file is as good as its name.
+    let file = lab.state.path().join("mine.toml");
+    let text = include_str!("../../labs/native-routing/lab.toml");
+    std::fs::write(&file, text.replace("name = \"native-routing\"", &format!("name = \"{}\"", lab.name)))
+        .unwrap();
+    ok(lab.command(&["down", "mine.toml"]).current_dir(lab.state.path()));
+    ok(&mut lab.command(&["down", "--all"]));
+    std::fs::remove_dir_all(lab.root().join("letters")).unwrap();
+    std::fs::remove_dir(lab.root()).unwrap();
+    assert_eq!(lab.traces(None), Vec::<String>::new());
+}
+
+#[test]
+fn a_deployed_lab_leaves_the_host_as_it_was() {
+    let before = host();
+    let lab = Lab::new();
+    ok(&mut lab.command(&["up", "native-routing", "--name", &lab.name]));
+    let id = lab.id().unwrap();
+    assert_eq!(host(), before, "agents and pods change nothing of the host's network");
+    // Whatever dies, the lab is found.
+    let mut killed = 0;
+    for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if contains(&environ, format!("PODWIRE_LAB={id}").as_bytes()) {
+            // Those of a machine go with its first process.
+            run(Command::new("kill").args(["-9", &entry.file_name().to_string_lossy()]));
+            killed += 1;
+        }
+    }
+    assert!(killed >= 4, "three machines and a forwarder, not {killed}");
+    lab.down();
+    assert_eq!(lab.traces(Some(&id)), Vec::<String>::new());
+    assert_eq!(host(), before);
+}
+
+#[test]
+fn up_that_is_killed_at_any_stage_of_its_deployment_can_be_undone_and_gone_on_with() {
+    use std::io::{BufRead, BufReader};
+    for stage in ["machines", "control plane", "agents", "agents: waiting", "apps: waiting"] {
+        let lab = Lab::new();
+        let mut up = lab
+            .command(&["up", "native-routing", "--name", &lab.name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(up.stderr.take().unwrap()).lines().map_while(Result::ok);
+        // A stage may pass without a word: then the lab is up, which is a moment as good as any.
+        let _ = said.find(|line| line.starts_with(stage));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        let id = lab.id();
+        if stage == "agents" {
+            ok(&mut lab.command(&["up", "native-routing", "--name", &lab.name]));
+            ok(&mut lab.command(&["status", &lab.name]));
+        }
+        lab.down();
+        assert_eq!(lab.traces(id.as_deref()), Vec::<String>::new(), "killed at {stage:?}");
+    }
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn state_directory() -> Finding {
 
 fn programs() -> Vec<Finding> {
     let dir = super::Programs { bin_dir: None }.dir();
-    ["podwire-node", "podwire-kube", "podwire-agent", "podwire-cni", "podwire-operator", "podwire"]
+    super::PROGRAMS
         .into_iter()
         .map(|name| {
             let look = |dir: &std::path::PathBuf| -> Result<String, String> {

@@ -113,7 +113,12 @@ impl Up {
         if let Some(name) = &self.name {
             lab.rename(name).map_err(|cause| Ended::Wrong(format!("--name {name:?} {cause}")))?;
         }
-        let bin_dir = self.programs.dir()?;
+        let needed = match (self.dry_run, self.no_deploy) {
+            (true, _) => &[][..],
+            (false, true) => &super::PROGRAMS[..1],
+            (false, false) => &super::PROGRAMS,
+        };
+        let bin_dir = self.programs.with(needed)?;
         let state = StateRoot::from_env().lab(&lab.name);
         // Wrong values are refused before anything is made.
         let plan = self.values.plan(&mut lab.clone(), &state, &bin_dir)?;
@@ -128,29 +133,63 @@ impl Up {
         }
         let mut progress = Progress::new();
         progress.begin("machines");
-        let _lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", lab.name))?;
-        on_interrupt(&lab.name);
-        let running = self.begin(&state, lab, bin_dir)?;
-        deploy::make_credentials(&state, &running.lab)?;
-        let mut record = Record::open(&state.dir())?;
-        let forwarder = forward::ensure(&state, &running, || {
-            record.note(Entry::Process { what: "forwarder to the API server".into() })
-        })?;
-        let kubeconfig = deploy::host_kubeconfig(&state, forwarder.port)?;
-        let made = netns::up(&state, &running, record, || {
+        let name = lab.name.clone();
+        let lock = state.lock(|| eprintln!("another command works on lab {name:?}; waiting for it"))?;
+        on_interrupt(&name);
+        let is_new = !state.dir().exists();
+        let made = match self.machines(&state, lab, bin_dir, &mut progress) {
+            Ok(made) => made,
+            // What failed in a cluster is there to be looked at. Of a lab that has no machines nothing is worth keeping.
+            Err((ended, false)) if is_new => {
+                match netns::down(&state) {
+                    Ok(()) => {
+                        lock.remove();
+                        eprintln!("what was made of lab {name} is removed again");
+                    }
+                    Err(failure) => eprintln!("error: {failure}"),
+                }
+                return Err(ended);
+            }
+            Err((ended, _)) => return Err(ended),
+        };
+        if !self.no_deploy {
+            self.deploy(&made.running, &made.kubeconfig, &mut progress)?;
+        }
+        let (whole, parts) = progress.finish();
+        self.summary(&made.running, &made.names, whole, &parts)
+    }
+
+    /// Makes the machines. The error says whether it is the cluster that failed, on machines that stand.
+    fn machines(
+        &self,
+        state: &LabState,
+        lab: Lab,
+        bin_dir: PathBuf,
+        progress: &mut Progress,
+    ) -> Result<Made, (Ended, bool)> {
+        let failed = |failure: Failure| (Ended::from(failure), false);
+        let running = self.begin(state, lab, bin_dir).map_err(|ended| (ended, false))?;
+        deploy::make_credentials(state, &running.lab).map_err(failed)?;
+        let mut record = Record::open(&state.dir()).map_err(failed)?;
+        let note = || record.note(Entry::Process { what: "forwarder to the API server".into() });
+        let forwarder = forward::ensure(state, &running, note).map_err(failed)?;
+        let kubeconfig = deploy::host_kubeconfig(state, forwarder.port).map_err(failed)?;
+        let mut cluster_failed = false;
+        let names = netns::up(state, &running, record, || {
             if self.no_deploy {
                 return Ok(());
             }
             // As with kubeadm the control plane's node is the first one, so it has the first pod CIDR.
             progress.begin("control plane");
-            super::runtime()?.block_on(deploy::wait_first_node(&kubeconfig, &running.lab, self.patience()))
-        })?;
-        if !self.no_deploy {
-            self.deploy(&running, &kubeconfig, &mut progress)?;
+            let first = deploy::wait_first_node(&kubeconfig, &running.lab, self.patience());
+            let registered = super::runtime().and_then(|runtime| runtime.block_on(first));
+            cluster_failed = registered.is_err();
+            registered
+        });
+        match names {
+            Ok(names) => Ok(Made { running, kubeconfig, names }),
+            Err(failure) => Err((failure.into(), cluster_failed)),
         }
-        let (whole, parts) = progress.finish();
-        self.summary(&running, &made, whole, &parts)
     }
 
     /// Begins a lab's state, or takes up the one that is there: then its values stay unless new ones are given.
@@ -244,6 +283,14 @@ impl Up {
     }
 }
 
+/// A lab whose machines stand.
+struct Made {
+    running: Running,
+    kubeconfig: String,
+    /// The machines that were made now.
+    names: Vec<String>,
+}
+
 /// Ctrl-C: nothing is half recorded, so stopping is safe; the user learns how to remove what was made.
 fn on_interrupt(lab: &str) {
     static MESSAGE: OnceLock<String> = OnceLock::new();
@@ -276,8 +323,7 @@ impl Down {
         let root = StateRoot::from_env();
         let names = match self.lab {
             _ if self.all => root.names_with_traces(),
-            Some(lab) if lab.contains('/') => vec![Lab::load(&lab)?.name],
-            Some(lab) => vec![lab],
+            Some(lab) => vec![Lab::name_of(&lab)?],
             None => match root.names() {
                 names if names.len() < 2 => names,
                 names => {
@@ -302,6 +348,7 @@ impl Down {
             lock.remove();
             eprintln!("lab {name} is down");
         }
+        root.remove_if_empty();
         Ok(())
     }
 }

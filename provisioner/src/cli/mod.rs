@@ -85,7 +85,23 @@ struct Programs {
     bin_dir: Option<PathBuf>,
 }
 
+/// Everything that a deployed lab runs of this project.
+const PROGRAMS: [&str; 6] =
+    ["podwire-node", "podwire-kube", "podwire-agent", "podwire-cni", "podwire-operator", "podwire"];
+
 impl Programs {
+    /// Their directory, where all of `needed` must be.
+    fn with(&self, needed: &[&str]) -> Result<PathBuf, Failure> {
+        let dir = self.dir()?;
+        match needed.iter().find(|name| !dir.join(name).is_file()) {
+            None => Ok(dir),
+            Some(name) => {
+                let mend = "build it: make setup; or say with --bin-dir where it is";
+                Err(Failure::new(format!("program {name}"), format!("it is not in {}", dir.display()), mend))
+            }
+        }
+    }
+
     fn dir(&self) -> Result<PathBuf, Failure> {
         use crate::error::OrFailure;
         let dir = match &self.bin_dir {

@@ -185,6 +185,21 @@ impl Lab {
         Ok(())
     }
 
+    /// The name that a user means by a lab's name or by the path of its file.
+    pub fn name_of(wanted: &str) -> Result<String, LabError> {
+        if source::is_path(wanted) {
+            return Ok(Self::load(wanted)?.name);
+        }
+        match validate::check_name(wanted, validate::LAB_NAME_MAX) {
+            Ok(()) => Ok(wanted.to_owned()),
+            Err(cause) => Err(LabError::NotFound {
+                wanted: wanted.to_owned(),
+                cause: format!("that name {cause}"),
+                mend: "see the labs' names: lab list".to_owned(),
+            }),
+        }
+    }
+
     /// The node that runs the API server. Validation made sure that there is one.
     pub fn control_plane(&self) -> Option<&Node> {
         self.nodes.iter().find(|n| n.role == Role::ControlPlane)

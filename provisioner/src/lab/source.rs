@@ -56,7 +56,7 @@ impl Source {
 
     /// Finds `wanted`: a path (it has a `/` or ends in `.toml`), else the name of an embedded lab.
     pub fn find(wanted: &str) -> Result<Self, LabError> {
-        if wanted.contains('/') || wanted == "." || wanted == ".." || is_toml(wanted) {
+        if is_path(wanted) {
             return Self::read(Path::new(wanted));
         }
         let inside = format!("{wanted}/lab.toml");
@@ -127,6 +127,11 @@ impl Source {
 
 fn newlines(text: &[u8]) -> usize {
     text.split(|b| *b == b'\n').count() - 1
+}
+
+/// True for what is no lab's name but the path of a lab file or of its directory.
+pub(super) fn is_path(wanted: &str) -> bool {
+    wanted.contains('/') || wanted == "." || wanted == ".." || is_toml(wanted)
 }
 
 fn is_toml(wanted: &str) -> bool {

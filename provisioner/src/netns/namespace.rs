@@ -21,8 +21,13 @@ pub fn path(name: &str) -> PathBuf {
     PathBuf::from(DIR).join(name)
 }
 
-/// Makes a named namespace. Its loopback is down, as the kernel makes it.
-pub fn create(name: &str) -> Result<(), Failure> {
+/// True if the name is taken, be it by a file that is no namespace.
+pub fn is_taken(name: &str) -> bool {
+    fs::symlink_metadata(path(name)).is_ok()
+}
+
+/// Makes a named namespace; false if the name is taken. Its loopback is down, as the kernel makes it.
+pub fn create(name: &str) -> Result<bool, Failure> {
     let thing = format!("network namespace {name}");
     let path = path(name);
     let mend = "run as root with CAP_SYS_ADMIN; see `lab doctor`";
@@ -31,12 +36,7 @@ pub fn create(name: &str) -> Result<(), Failure> {
         match OpenOptions::new().create_new(true).write(true).open(&path) {
             Ok(_) => break,
             Err(e) if e.kind() == ErrorKind::NotFound => {} // another lab's down removed the directory just now
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                let mend = format!(
-                    "if nothing uses it: ip netns del {name}; or name the lab otherwise: lab up --name"
-                );
-                return Err(Failure::new(thing, "it exists already and is not this lab's", mend));
-            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
             Err(e) => return Err(Failure::new(thing, e, mend)),
         }
     }
@@ -52,7 +52,7 @@ pub fn create(name: &str) -> Result<(), Failure> {
         let _ = fs::remove_file(&path); // the error below is the one to report
         return Err(Failure::new(thing, e, mend));
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Opens a namespace; `NotFound` if the name is free or its file is no namespace.

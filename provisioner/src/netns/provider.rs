@@ -107,6 +107,10 @@ pub fn up(
 ) -> Result<Vec<String>, Failure> {
     let plan = &running.plan;
     let before = inspect(state, running);
+    // One that this process may not enter looks like a broken one: better refused than cleared away.
+    let there =
+        |s: &&Switch| !before.switches.contains(&s.namespace) && namespace::open(&s.namespace).is_ok();
+    plan.switches.iter().filter(there).try_for_each(|s| namespace::inside(&s.namespace, || Ok(())))?;
     let switches: Vec<&Switch> =
         plan.switches.iter().filter(|s| !before.switches.contains(&s.namespace)).collect();
     let machines: Vec<&Machine> = plan
@@ -123,10 +127,19 @@ pub fn up(
     if !Path::new(namespace::DIR).exists() || other_lab_made_directory(state.name()) {
         note(Entry::Directory { path: namespace::DIR.into() })?;
     }
-    let names = switches.iter().map(|s| &s.namespace).chain(machines.iter().map(|m| &m.namespace));
+    let names: Vec<&String> =
+        switches.iter().map(|s| &s.namespace).chain(machines.iter().map(|m| &m.namespace)).collect();
+    // Looked at before any is made or recorded: whatever the record names is this lab's to remove.
+    if let Some(taken) = names.iter().find(|name| namespace::is_taken(name)) {
+        return Err(not_ours(taken));
+    }
     side_by_side(names, |name| {
         note(Entry::Namespace { name: name.clone() })?;
-        namespace::create(name)
+        if namespace::create(name)? {
+            return Ok(());
+        }
+        note(Entry::NotOurs { namespace: name.clone() })?;
+        Err(not_ours(name))
     })?;
     side_by_side(&plan.switches, |switch| connect(switch, &switches, &machines))?;
     let (workers, others): (Vec<&Machine>, Vec<&Machine>) =
@@ -137,6 +150,14 @@ pub fn up(
         side_by_side(workers, |machine| boot(state, running, machine, &note))?;
     }
     Ok(machines.iter().map(|m| m.name.clone()).collect())
+}
+
+fn not_ours(namespace: &str) -> Failure {
+    Failure::new(
+        format!("network namespace {namespace}"),
+        "it exists already and is not this lab's",
+        format!("if nothing uses it: ip netns del {namespace}; or name the lab otherwise: lab up --name"),
+    )
 }
 
 /// Runs `work` for each item in a thread of its own, and returns the first error.
@@ -164,8 +185,8 @@ fn clear(
     let names: Vec<&String> =
         switches.iter().map(|s| &s.namespace).chain(machines.iter().map(|m| &m.namespace)).collect();
     // Only namespaces that this lab has made: one of the same name may be somebody else's.
-    let ours =
-        |name: &&&String| recorded.iter().any(|e| matches!(e, Entry::Namespace { name: n } if n == **name));
+    let recorded = record::namespaces(recorded);
+    let ours = |name: &&&String| recorded.contains(**name);
     let namespaces: BTreeSet<_> = names.iter().filter(ours).filter_map(|n| namespace::identity(n)).collect();
     for machine in machines {
         if let Some(init) = init_of(state, &running.id, &machine.name) {
@@ -247,9 +268,7 @@ fn boot(
     write_whole(&spec, &text)?;
     note(Entry::Process { what: format!("podwire-node of {}", machine.name) })?;
     let process = start_init(&running.id, &running.bin_dir, &spec, &dir.join("log/podwire-node.log"))
-        .map_err(|cause| {
-            Failure::new(&thing, cause, format!("see {}", dir.join("log/podwire-node.log").display()))
-        })?;
+        .map_err(|cause| Failure::new(&thing, cause, "see `lab doctor` for what this machine lacks"))?;
     let text = serde_json::to_vec(&process).or_failure(&thing, "report this as a bug")?;
     write_whole(&dir.join("init.json"), &text)
 }
@@ -257,7 +276,8 @@ fn boot(
 /// Starts `podwire-node` and waits for its greeting. The error is a cause.
 fn start_init(id: &str, bin_dir: &Path, spec: &Path, log: &Path) -> Result<Process, String> {
     let program = bin_dir.join("podwire-node");
-    let log = fs::OpenOptions::new().create(true).append(true).open(log).map_err(|e| e.to_string())?;
+    let log_path = log;
+    let log = fs::OpenOptions::new().create(true).append(true).open(log_path).map_err(|e| e.to_string())?;
     let mut child = Command::new(&program)
         .arg("--spec")
         .arg(spec)
@@ -290,7 +310,9 @@ fn start_init(id: &str, bin_dir: &Path, spec: &Path, log: &Path) -> Result<Proce
         return Err(cause);
     }
     if !ready {
-        return Err("podwire-node ended before its file system was ready".into());
+        let log = fs::read_to_string(log_path).unwrap_or_default();
+        let last = log.trim_end().lines().last().unwrap_or("it said nothing");
+        return Err(format!("podwire-node ended before its file system was ready: {last}"));
     }
     pid.and_then(Process::of).ok_or_else(|| "podwire-node was ready and ended at once".into())
 }
@@ -302,16 +324,10 @@ pub fn down(state: &LabState) -> Result<(), Failure> {
         Entry::Lab { id } => Some(id.as_str()),
         _ => None,
     });
-    let names: Vec<&String> = entries
-        .iter()
-        .filter_map(|e| match e {
-            Entry::Namespace { name } => Some(name),
-            _ => None,
-        })
-        .collect();
+    let names = record::namespaces(&entries);
     let namespaces: BTreeSet<_> = names.iter().filter_map(|n| namespace::identity(n)).collect();
     process::kill_all(id, &namespaces)?;
-    for name in names {
+    for name in &names {
         namespace::remove(name)?;
     }
     for entry in &entries {
