@@ -98,6 +98,7 @@ fn every_error_names_line_cause_and_mend() {
         ("bad lab name", "name = \"native-routing\"", "name = \"../etc\""),
         ("no lab name", "name = \"native-routing\"\n", ""),
         ("node with a subnet's name", "[nodes.k8s-w1]", "[nodes.lan-a]"),
+        ("node with the name of a switch's own device", "[nodes.k8s-w1]", "[nodes.br0]"),
         ("bad device name", "networks.loop1", "networks.\"a/b\""),
         ("device name of the agent", "networks.loop1", "networks.podwire_host"),
         (

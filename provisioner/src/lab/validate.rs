@@ -14,6 +14,8 @@ use super::{App, Interface, Kubernetes, Lab, Node, OwnNetwork, Role, Route, Sour
 
 /// IFNAMSIZ of linux/if.h, less its NUL. A node's port on a switch carries the node's name.
 const DEVICE_NAME_MAX: usize = 15;
+/// Names that a port on a switch cannot have.
+const NO_PORTS: [&str; 4] = ["lo", "all", "default", crate::plan::BRIDGE];
 /// Leaves room for `-<node>` in a file name and for readable prompts.
 pub(super) const LAB_NAME_MAX: usize = 40;
 
@@ -76,6 +78,13 @@ impl Validator<'_> {
         }
         for node in &self.raw.nodes {
             self.name("the node's name", &node.name, DEVICE_NAME_MAX);
+            if NO_PORTS.contains(&node.name.value.as_str()) {
+                let name = &node.name.value;
+                let message = format!(
+                    "the node's name {name:?} cannot be that of its port on a switch; rename it, for example \"k8s-w1\""
+                );
+                self.report.add(node.name.line, message);
+            }
             let devices = node.interfaces.iter().map(|i| &i.name).chain(node.networks.iter().map(|n| &n.0));
             let mut seen: Vec<&str> = Vec::new();
             for device in devices {
