@@ -504,6 +504,25 @@ fn a_deployed_lab_leaves_the_host_as_it_was() {
 }
 
 #[test]
+fn up_that_made_a_machine_again_returns_when_all_runs_there() {
+    let lab = Lab::new();
+    let up = || ok(&mut lab.command(&["up", "native-routing", "--name", &lab.name]));
+    up();
+    for node in ["k8s-w1", "k8s-ctr"] {
+        kill(lab.init_pid(node));
+        assert!(up().contains(&format!("made again: {node}")));
+        ok(&mut lab.command(&["status", &lab.name]));
+        let pods = ok(&mut lab.command(&["status", &lab.name, "-o", "json"]));
+        let pods: serde_json::Value = serde_json::from_str(&pods).unwrap();
+        let there =
+            |p: &&serde_json::Value| p["node"] == node && p["name"].as_str().unwrap().starts_with("webpod");
+        let pod =
+            pods["pods"].as_array().unwrap().iter().find(there).unwrap()["ip"].as_str().unwrap().to_owned();
+        lab.ping(node, &pod);
+    }
+}
+
+#[test]
 fn up_that_is_killed_at_any_stage_of_its_deployment_can_be_undone_and_gone_on_with() {
     use std::io::{BufRead, BufReader};
     for stage in ["machines", "control plane", "agents", "agents: waiting", "apps: waiting"] {

@@ -137,6 +137,7 @@ impl Up {
         let lock = state.lock(|| eprintln!("another command works on lab {name:?}; waiting for it"))?;
         on_interrupt(&name);
         let is_new = !state.dir().exists();
+        let mut again = deploy::MadeAgain::from_now();
         let made = match self.machines(&state, lab, bin_dir, &mut progress) {
             Ok(made) => made,
             // What failed in a cluster is there to be looked at. Of a lab that has no machines nothing is worth keeping.
@@ -153,7 +154,10 @@ impl Up {
             Err((ended, _)) => return Err(ended),
         };
         if !self.no_deploy {
-            self.deploy(&made.running, &made.kubeconfig, &mut progress)?;
+            if !is_new {
+                again.add(&made.names);
+            }
+            self.deploy(&made.running, &made.kubeconfig, again, &mut progress)?;
         }
         let (whole, parts) = progress.finish();
         self.summary(&made.running, &made.names, whole, &parts)
@@ -236,14 +240,20 @@ impl Up {
         Duration::from_secs(self.timeout)
     }
 
-    fn deploy(&self, running: &Running, kubeconfig: &str, progress: &mut Progress) -> Result<(), Ended> {
+    fn deploy(
+        &self,
+        running: &Running,
+        kubeconfig: &str,
+        again: deploy::MadeAgain,
+        progress: &mut Progress,
+    ) -> Result<(), Ended> {
         let values = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         let nodes: Vec<String> = running.lab.kubernetes_nodes().map(|n| n.name.clone()).collect();
         progress.begin("agents");
         let ready = super::runtime()?.block_on(async {
             let client = deploy::connect(kubeconfig, self.patience().min(deploy::API_PATIENCE)).await?;
             deploy::install(&client, &running.lab, &values).await?;
-            deploy::wait_ready(&client, &nodes, self.patience(), |what| progress.tell(what)).await
+            deploy::wait_ready(&client, &nodes, again, self.patience(), |what| progress.tell(what)).await
         })?;
         progress.turn(ready.agents, "apps");
         Ok(())

@@ -21,7 +21,7 @@ use crate::state::{LabState, write_whole};
 
 pub use cluster::connect;
 pub(crate) use wait::pod_trouble;
-pub use wait::{Ready, wait_ready};
+pub use wait::{MadeAgain, Ready, wait_ready};
 
 const MEND: &str = "report this as a bug";
 

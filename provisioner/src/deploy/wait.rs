@@ -1,11 +1,12 @@
 //! Waiting, by watches, until everything that was deployed is ready, and saying why it is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures::stream::{SelectAll, StreamExt};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Event as KubeEvent, Node, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
@@ -22,9 +23,40 @@ pub struct Ready {
     pub all: Instant,
 }
 
+/// Machines that were made again below a cluster that goes on. What it says of their pods is old until they run anew.
+#[derive(Clone, Debug)]
+pub struct MadeAgain {
+    nodes: BTreeSet<String>,
+    since: Timestamp,
+}
+
+impl MadeAgain {
+    /// None so far; those that will be are made from now on.
+    pub fn from_now() -> Self {
+        // The API's times have whole seconds.
+        let now = Timestamp::now();
+        Self { nodes: BTreeSet::new(), since: Timestamp::from_second(now.as_second()).unwrap_or(now) }
+    }
+
+    /// Adds machines.
+    pub fn add(&mut self, nodes: &[String]) {
+        self.nodes.extend(nodes.iter().cloned());
+    }
+
+    /// True for a pod that ran on such a machine before, and of which nothing was heard since.
+    fn is_stale(&self, pod: &Pod) -> bool {
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_ref());
+        let containers = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        let mut started = containers
+            .filter_map(|c| c.state.as_ref()?.running.as_ref()?.started_at.as_ref())
+            .map(|time| time.0);
+        node.is_some_and(|node| self.nodes.contains(node)) && started.any(|at| at < self.since)
+    }
+}
+
 /// What the watches have shown so far.
-#[derive(Default)]
 struct View {
+    again: MadeAgain,
     nodes: BTreeMap<String, Node>,
     daemon_sets: BTreeMap<String, DaemonSet>,
     deployments: BTreeMap<String, Deployment>,
@@ -44,10 +76,18 @@ enum Change {
 pub async fn wait_ready(
     client: &Client,
     nodes: &[String],
+    again: MadeAgain,
     patience: Duration,
     mut tell: impl FnMut(&str),
 ) -> Result<Ready, Failure> {
-    let mut view = View::default();
+    let mut view = View {
+        again,
+        nodes: BTreeMap::new(),
+        daemon_sets: BTreeMap::new(),
+        deployments: BTreeMap::new(),
+        pods: BTreeMap::new(),
+        listed: [false; 4],
+    };
     let mut changes = watch_all(client);
     let mut agents = None;
     let mut broken = String::new();
@@ -139,10 +179,16 @@ impl View {
         missing
     }
 
+    fn trouble(&self, pod: &Pod) -> Option<String> {
+        let stale =
+            || self.again.is_stale(pod).then(|| "its node was made again; it does not run there yet".into());
+        pod_trouble(pod).or_else(stale)
+    }
+
     fn missing_apps(&self) -> Vec<String> {
         let mut missing: Vec<String> = self.deployments.values().filter_map(deployment_trouble).collect();
         for (name, pod) in &self.pods {
-            missing.extend(pod_trouble(pod).map(|why| format!("pod {name}: {why}")));
+            missing.extend(self.trouble(pod).map(|why| format!("pod {name}: {why}")));
         }
         missing
     }
@@ -151,7 +197,7 @@ impl View {
     async fn failure(&self, client: &Client, nodes: &[String], patience: Duration, broken: &str) -> Failure {
         let mut lines = self.missing_base(nodes);
         lines.extend(self.missing_apps());
-        for (name, pod) in self.pods.iter().filter(|(_, p)| pod_trouble(p).is_some()) {
+        for (name, pod) in self.pods.iter().filter(|(_, p)| self.trouble(p).is_some()) {
             if let Some(event) = last_event(client, pod).await {
                 lines.push(format!("pod {name}: event: {event}"));
             }
@@ -235,4 +281,36 @@ async fn last_event(client: &Client, pod: &Pod) -> Option<String> {
     found.sort_by_key(|e| e.last_timestamp.as_ref().map(|t| t.0).or(e.event_time.as_ref().map(|t| t.0)));
     let last = found.pop()?;
     Some(format!("{}: {}", last.reason.unwrap_or_default(), last.message.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(node: &str, started: &str) -> Pod {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "a"},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{
+                    "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": {"running": {"startedAt": started}},
+                }],
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_ran_on_a_machine_before_it_was_made_again_is_old() {
+        let mut again = MadeAgain::from_now();
+        let (before, now) = ("2020-01-01T00:00:00Z".to_owned(), again.since.to_string());
+        assert!(!again.is_stale(&pod("k8s-w1", &before)), "its machine was not made again");
+        again.add(&["k8s-w1".to_owned()]);
+        assert!(again.is_stale(&pod("k8s-w1", &before)));
+        assert!(!again.is_stale(&pod("k8s-w1", &now)), "it was started anew");
+        assert!(!again.is_stale(&pod("k8s-ctr", &before)));
+    }
 }
