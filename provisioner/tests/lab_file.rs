@@ -121,6 +121,9 @@ fn every_error_names_line_cause_and_mend() {
         ("app outside the lab's directory", "\"curl-pod\"", "\"../../etc/passwd\""),
         ("web server on a Kubernetes node", "[nodes.k8s-w1]", "[nodes.k8s-w1]\nweb = { port = 80 }"),
         ("pod CIDR too small for the nodes", "podCIDR = \"10.244.0.0/16\"", "podCIDR = \"10.244.0.0/24\""),
+        ("pod CIDR without room", "podCIDR = \"10.244.0.0/16\"", "podCIDR = \"10.244.0.0/31\""),
+        ("service CIDR without room", "serviceCIDR = \"10.96.0.0/16\"", "serviceCIDR = \"10.96.0.1/32\""),
+        ("value where a table of values belongs", "ipam.mode = \"kubernetes\"", "ipam = \"kubernetes\""),
         ("node mask wider than the pod CIDR", "nodeCIDRMaskSize = 24", "nodeCIDRMaskSize = 12"),
         ("not TOML", "[kubernetes]", "[kubernetes"),
         (

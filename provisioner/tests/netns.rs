@@ -562,7 +562,20 @@ fn a_wrong_file_makes_nothing() {
         "{said}"
     );
     let out = run(&mut lab.command(&["up", "--name", &lab.name, "--set", "routingMode=fast"]));
-    assert_eq!(out.status.code(), Some(2), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&out.stderr).starts_with("error: --set: routingMode = \"fast\": unknown")
+    );
+    let values = lab.state.path().join("values.toml");
+    std::fs::write(&values, "routingmode = 5\nMTU = \"large\"\n").unwrap();
+    let out = run(&mut lab.command(&["up", "--name", &lab.name, "-f", values.to_str().unwrap()]));
+    assert_eq!(out.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        said.contains("values.toml: unknown key \"routingmode\"; did you mean \"routingMode\"?"),
+        "{said}"
+    );
+    assert!(said.contains("values.toml: MTU = \"large\": invalid type"), "{said}");
     assert_eq!(lab.traces(None), Vec::<String>::new());
 }
 

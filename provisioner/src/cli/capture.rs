@@ -31,7 +31,7 @@ pub(super) struct Capture {
     /// End after so many packets
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Bytes kept of each packet
+    /// Bytes kept of each packet; 0 for all
     #[arg(long, value_name = "BYTES", default_value_t = capture::DEFAULT_SNAPLEN)]
     snaplen: u32,
     /// The pcapng file to write
@@ -72,7 +72,8 @@ impl Capture {
             filter: self.filter.clone(),
             duration: self.duration,
             packets: self.count,
-            snaplen: self.snaplen,
+            // As tcpdump has it, and as the file says of such an interface.
+            snaplen: if self.snaplen == 0 { capture::DEFAULT_SNAPLEN } else { self.snaplen },
             comment: Some(format!("lab {}", running.lab.name)),
         };
         for signal in [Signal::SIGINT, Signal::SIGTERM] {

@@ -86,12 +86,26 @@ impl ValueArgs {
             let table: Map<String, Value> = toml::from_str(&text).map_err(|e| {
                 wrong(format!("{}; mend the syntax", e.to_string().trim().replace('\n', " ")))
             })?;
+            refuse(&table, &file.display().to_string())?;
             merge(&mut base, table);
         }
+        let mut sets = Map::new();
+        Values::apply_sets(&mut sets, &self.sets).map_err(|e| Ended::Wrong(e.to_string()))?;
+        refuse(&sets, "--set")?;
         Values::apply_sets(&mut base, &self.sets).map_err(|e| Ended::Wrong(e.to_string()))?;
         Values::from_value(Value::Object(base.clone())).map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         Ok(base)
     }
+}
+
+/// Wrong keys and types are said of the place that they come from.
+fn refuse(values: &Map<String, Value>, place: &str) -> Result<(), Ended> {
+    let errors = crate::lab::shape_errors(values);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = errors.iter().map(|error| format!("{place}: {error}")).collect();
+    Err(Ended::Wrong(lines.join("\n")))
 }
 
 /// Later tables win, key by key.

@@ -7,6 +7,7 @@ mod decode;
 mod diagnostic;
 mod source;
 mod validate;
+mod values;
 mod words;
 
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 pub use diagnostic::{Diagnostic, LabError};
 pub(crate) use source::embedded;
 pub use source::{Source, embedded_names};
+pub(crate) use values::shape_errors;
 
 /// A checked lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

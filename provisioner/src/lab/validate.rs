@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use podwire_api::names;
 use podwire_api::values::{IpamMode, Values, ValuesError};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::decode::{At, RawInterface, RawLab, RawNode};
 use super::diagnostic::Report;
-use super::words::{hint, nearest};
+use super::values::shape_error;
+use super::words::hint;
 use super::{App, Interface, Kubernetes, Lab, Node, OwnNetwork, Role, Route, Source, Subnet};
 
 /// IFNAMSIZ of linux/if.h, less its NUL. A node's port on a switch carries the node's name.
@@ -387,6 +388,18 @@ impl Validator<'_> {
         let Some(pods) = &raw.pod_cidr else { return };
         let (size, line) =
             raw.mask_size.as_ref().map_or((DEFAULT_MASK_SIZE, pods.line), |m| (m.value, m.line));
+        for (what, cidr) in [("podCIDR", Some(pods)), ("serviceCIDR", raw.service_cidr.as_ref())] {
+            if let Some(cidr) = cidr.filter(|c| c.value.prefix_len() > SMALLEST_CLUSTER_CIDR) {
+                let message = format!(
+                    "{what} {} has hardly an address; use a prefix length of at most {SMALLEST_CLUSTER_CIDR}",
+                    cidr.value
+                );
+                self.report.add(cidr.line, message);
+            }
+        }
+        if pods.value.prefix_len() > SMALLEST_CLUSTER_CIDR {
+            return;
+        }
         if size < pods.value.prefix_len() {
             let message = format!(
                 "nodeCIDRMaskSize {size} is larger than the pod CIDR {}; write a prefix length from {} to 30",
@@ -435,7 +448,7 @@ impl Validator<'_> {
         for leaf in &raw.value_lines {
             if let Some(message) = shape_error(&raw.values, &leaf.value) {
                 wrong = true;
-                self.report.add(leaf.line, message);
+                self.report.add(leaf.line, format!("values: {message}"));
             }
         }
         if wrong {
@@ -482,36 +495,10 @@ impl Validator<'_> {
     }
 }
 
+/// Longest prefix of podCIDR and serviceCIDR that leaves addresses to hand out.
+const SMALLEST_CLUSTER_CIDR: u8 = 29;
 /// Prefix length of a node's pod CIDR where the file names none, as in kubeadm.
 const DEFAULT_MASK_SIZE: u8 = 24;
-
-/// What is wrong with one leaf of `[values]`, taken alone.
-fn shape_error(values: &Map<String, Value>, path: &str) -> Option<String> {
-    let mut leaf = path.split('.').try_fold(None, |table: Option<&Value>, key| {
-        let next = table.map_or_else(|| values.get(key), |t| t.get(key));
-        next.map(Some)
-    })??;
-    let mut nested = leaf.clone();
-    for key in path.rsplit('.') {
-        nested = Value::Object(Map::from_iter([(key.to_owned(), nested)]));
-    }
-    let error = serde_json::from_value::<Values>(nested).err()?.to_string();
-    // serde lists the keys of the level on which the unknown one stands: a hint is shorter.
-    if let Some(rest) = error.strip_prefix("unknown field `") {
-        let mut words = rest.split('`').step_by(2);
-        let typed = words.next().unwrap_or_default();
-        let known: Vec<&str> = rest.split('`').skip(2).step_by(2).collect();
-        let help = match nearest(typed, known.iter().copied()) {
-            Some(word) => format!("did you mean {word:?}?"),
-            None => format!("the keys here are {}", known.join(", ")),
-        };
-        return Some(format!("values: unknown key {typed:?} in {path}; {help}"));
-    }
-    if leaf.is_array() && leaf.as_array().is_some_and(|a| a.len() == 1) {
-        leaf = &leaf[0];
-    }
-    Some(format!("values: {path} = {leaf}: {error}; write a value of that type"))
-}
 
 fn network_of(raw: &RawLab, interface: &RawInterface) -> Option<Ipv4Net> {
     let subnet =
