@@ -172,10 +172,10 @@ impl Fingerprint {
                 let hash = hasher.hash_one((17u8, ip.id, udp.len, sample));
                 Some(Self { hash, strong: ip.id != 0 && sample.len() >= 8 })
             }
-            // The identifier plays the part of a port and may be rewritten.
+            // The message's identifier plays the part of a port and may be rewritten; that of the packet is not.
             Transport::Icmp(icmp) if icmp.is_echo() => {
                 let sample = &icmp.payload[..icmp.payload.len().min(SAMPLE)];
-                let hash = hasher.hash_one((1u8, icmp.kind, icmp.sequence, ip.payload_len(), sample));
+                let hash = hasher.hash_one((1u8, ip.id, icmp.kind, icmp.sequence, ip.payload_len(), sample));
                 Some(Self { hash, strong: sample.len() >= 16 })
             }
             _ => None,

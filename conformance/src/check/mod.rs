@@ -25,7 +25,7 @@
 //! when there is proof:
 //!
 //! - **Correlation.** The same packet is elsewhere in the capture with another pod's address in that place: TCP by its
-//!   sequence and acknowledgment numbers, an echo by its sequence and payload, UDP by identification and payload. This
+//!   sequence and acknowledgment numbers, an echo by its sequence too, it and UDP by identification and payload. This
 //!   is why tapping the pods' interfaces and the wire together decides most.
 //! - **A named flow** ([`FlowHint`]): you say that SRC sent to DST:PORT. If packets to DST:PORT come from a node and none
 //!   from SRC, the node stands in SRC's place.

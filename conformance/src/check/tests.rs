@@ -235,6 +235,23 @@ fn masqueraded_ping_and_udp_are_proven_too() {
 }
 
 #[test]
+fn pings_that_only_look_alike_are_two() {
+    // A pod and its node ping the same pod with the same bytes, as some programs do: each packet has its own number.
+    let ping = |from, id, number: u16| {
+        let mut frame = Build::echo((from, POD_B), true, id, 1, &[0; 56]).frame();
+        frame[18..20].copy_from_slice(&number.to_be_bytes());
+        frame
+    };
+    let mut frames = native();
+    frames.push((POD_SIDE_A, ping(POD_A, 5, 100)));
+    frames.push((WIRE, ping(POD_A, 5, 100)));
+    frames.push((WIRE, ping(NODE_A, 6, 200)));
+    assert_eq!(check(&captured(&frames), &context()).verdict, Verdict::Held);
+    frames.push((WIRE, ping(NODE_A, 7, 100)));
+    assert_eq!(check(&captured(&frames), &context()).verdict, Verdict::Failed);
+}
+
+#[test]
 fn a_replaced_address_that_is_no_nodes_fails_only_the_real_address() {
     let mut frames = native();
     frames.extend(at(POD_SIDE_A, handshake(POD_A, POD_B, 41000, (5000, 7000))));
