@@ -232,6 +232,26 @@ fn a_machine_is_what_its_plan_says() {
 }
 
 #[test]
+fn a_host_whose_files_in_etc_are_mounts_has_labs_too() {
+    // As in a container, whose runtime mounts these.
+    let lab = Lab::new();
+    let theirs = lab.state.path().join("hosts");
+    std::fs::write(&theirs, "192.0.2.1 theirs\n").unwrap();
+    let script = "mount --bind $HOSTS /etc/hosts && mount --bind $HOSTS /etc/resolv.conf && \
+                  $LAB up --name $NAME --no-deploy && $LAB exec k8s-ctr -- cat /etc/hosts; $LAB down $NAME";
+    let said = ok(Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .env("PODWIRE_STATE", lab.root())
+        .envs([
+            ("HOSTS", theirs.to_str().unwrap()),
+            ("NAME", &lab.name),
+            ("LAB", env!("CARGO_BIN_EXE_lab")),
+        ]));
+    assert!(said.contains("192.168.10.101 k8s-w1"), "{said}");
+    assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "192.0.2.1 theirs\n");
+}
+
+#[test]
 fn exec_passes_input_output_and_exit_code() {
     let lab = Lab::new();
     lab.up();

@@ -216,7 +216,7 @@ fn kubectl_does_the_daily_work() {
     });
     let (_, web_name, web_ip) = ends(&lab);
     ok(&mut lab.in_curl_pod(&["curl", "-sS", "--max-time", "10", &format!("http://{web_ip}/")]));
-    run(&mut lab.kubectl(&["logs", &web_name]));
+    ok(&mut lab.kubectl(&["logs", &web_name]));
     let out =
         run(&mut lab.kubectl(&["exec", "curl-pod", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]));
     assert_eq!(out.status.code(), Some(7), "{}", String::from_utf8_lossy(&out.stderr));

@@ -268,7 +268,12 @@ fn boot(
     write_whole(&spec, &text)?;
     note(Entry::Process { what: format!("podwire-node of {}", machine.name) })?;
     let process = start_init(&running.id, &running.bin_dir, &spec, &dir.join("log/podwire-node.log"))
-        .map_err(|cause| Failure::new(&thing, cause, "see `lab doctor` for what this machine lacks"))?;
+        .map_err(|trouble| {
+            // What podwire-node itself says ends with a mend.
+            let doctor = (trouble.as_str(), "see `lab doctor` for what this machine lacks");
+            let (cause, mend) = trouble.rsplit_once("; ").unwrap_or(doctor);
+            Failure::new(&thing, cause, mend)
+        })?;
     let text = serde_json::to_vec(&process).or_failure(&thing, "report this as a bug")?;
     write_whole(&dir.join("init.json"), &text)
 }

@@ -33,7 +33,10 @@ pub(super) fn build(machine: &Machine) -> Result<(), Failure> {
     attach(Some("podwire"), base, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
     let root = base.join("root");
     overlay(Path::new("/"), &root, base, 0)?;
-    for (i, (path, kind)) in host_mounts.iter().filter(|(p, _)| !base.starts_with(p)).enumerate() {
+    // A container's /etc/hosts and its like are mounts of their own; the machine has its own files there.
+    let own_file = |path: &Path| spec.files.iter().any(|file| file.path == path);
+    let taken = host_mounts.iter().filter(|(p, _)| !base.starts_with(p) && !own_file(p));
+    for (i, (path, kind)) in taken.enumerate() {
         take_over(path, kind, &root, base, i + 1);
     }
     own_directories(&root)?;
