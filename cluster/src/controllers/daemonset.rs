@@ -269,14 +269,24 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), ku
         api.create(&PostParams::default(), &pod).await
     }))
     .await;
-    for pod in made {
-        let pod = pod.inspect_err(|error| {
-            let text = format!("Error creating: {error}");
-            cluster.recorder.about(set.as_ref(), Severity::Warning, "FailedCreate", text);
-        })?;
-        let text = format!("Created pod: {}", pod.name_any());
-        cluster.recorder.about(set.as_ref(), Severity::Normal, "SuccessfulCreate", text);
-        cluster.pods.observe(pod);
+    // Every answer counts before an error does: a pod that is not known would be made once more.
+    let mut failed = None;
+    for result in made {
+        match result {
+            Ok(pod) => {
+                let text = format!("Created pod: {}", pod.name_any());
+                cluster.recorder.about(set.as_ref(), Severity::Normal, "SuccessfulCreate", text);
+                cluster.pods.observe(pod);
+            }
+            Err(error) => {
+                let text = format!("Error creating: {error}");
+                cluster.recorder.about(set.as_ref(), Severity::Warning, "FailedCreate", text);
+                failed = Some(error);
+            }
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
 
     let status = plan(&set, &hash, &nodes, &pods::in_namespace(&cluster.pods, &namespace), now).status;

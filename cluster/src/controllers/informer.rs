@@ -192,7 +192,7 @@ where
 
     fn set_if(&self, object: K, credible: impl FnOnce(&State<K>) -> bool) {
         let key = key_of(&object);
-        let change = {
+        let (replaced, change) = {
             let mut state = self.inner.state.write().unwrap_or_else(PoisonError::into_inner);
             if !credible(&state) {
                 return;
@@ -209,8 +209,16 @@ where
             }
             let new = Arc::new(object);
             state.objects.insert(key, Arc::clone(&new));
-            Change::Set { old, new }
+            // Another object of that name: the one before has gone while the watch was not looking.
+            let (old, replaced) = match old {
+                Some(old) if old.meta().uid != new.meta().uid => (None, Some(Change::Gone(old))),
+                old => (old, None),
+            };
+            (replaced, Change::Set { old, new })
         };
+        if let Some(gone) = &replaced {
+            self.tell(gone);
+        }
         self.tell(&change);
     }
 
@@ -381,6 +389,28 @@ mod tests {
         informer.take(watcher::Event::InitDone, &mut listing);
         informer.observe(object("a", "1", 7));
         assert!(informer.get(Some("ns"), "a").is_none(), "the complete list does not name it");
+    }
+
+    #[test]
+    fn an_object_that_another_of_its_name_has_replaced_is_gone() {
+        let informer: Informer<ConfigMap> = Informer::default();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        informer.on_change(move |change| {
+            let uid = change.object().metadata.uid.clone().unwrap();
+            let word = match change {
+                Change::Gone(_) => "gone",
+                Change::Set { old: None, .. } => "new",
+                Change::Set { .. } => "changed",
+            };
+            sink.lock().unwrap().push(format!("{uid} {word}"));
+        });
+        let mut listing = Listing::default();
+        informer.set(object("a", "1", 1));
+        informer.take(watcher::Event::Init, &mut listing);
+        informer.take(watcher::Event::InitApply(object("a", "2", 3)), &mut listing);
+        informer.take(watcher::Event::InitDone, &mut listing);
+        assert_eq!(*told.lock().unwrap(), ["1 new", "1 gone", "2 new"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// First wait before a failed key is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -18,6 +19,8 @@ struct State {
     waiting: VecDeque<String>,
     queued: HashSet<String>,
     failures: HashMap<String, u32>,
+    /// When keys are added by themselves: the one timer that each has.
+    due: HashMap<String, Instant>,
 }
 
 /// Keys to reconcile. Cheap to clone.
@@ -38,12 +41,30 @@ impl Queue {
         }
     }
 
-    /// Adds a key after `delay`.
+    /// Adds a key after `delay`, unless it is to be added before: what is reconciled then says itself when it is due again.
     pub fn add_after(&self, key: impl Into<String>, delay: Duration) {
-        let (queue, key) = (self.clone(), key.into());
+        let (queue, key, due) = (self.clone(), key.into(), Instant::now() + delay);
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.due.get(&key).is_some_and(|known| *known <= due) {
+                return;
+            }
+            state.due.insert(key.clone(), due);
+        }
         tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            queue.add(key);
+            tokio::time::sleep_until(due).await;
+            let mine = {
+                let mut state = queue.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mine = state.due.get(&key) == Some(&due);
+                if mine {
+                    state.due.remove(&key);
+                }
+                mine
+            };
+            // A timer that an earlier one has replaced has nothing to say.
+            if mine {
+                queue.add(key);
+            }
         });
     }
 
@@ -112,6 +133,21 @@ mod tests {
         queue.add("a");
         assert_eq!(queue.next().await, "b");
         assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test]
+    async fn a_key_has_one_timer_the_earliest() {
+        let queue = Queue::default();
+        let due = |queue: &Queue| queue.state.lock().unwrap().due.clone();
+        let hour = Duration::from_hours(1);
+        queue.add_after("a", hour);
+        let first = due(&queue)["a"];
+        queue.add_after("a", hour);
+        assert_eq!(due(&queue)["a"], first, "no second timer");
+        queue.add_after("a", Duration::from_millis(1));
+        assert!(due(&queue)["a"] < first);
+        assert_eq!(queue.next().await, "a");
+        assert!(due(&queue).is_empty());
     }
 
     #[test]

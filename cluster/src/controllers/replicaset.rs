@@ -177,6 +177,8 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), ku
             pods.iter().map(|pod| async { api.create(&PostParams::default(), pod).await }),
         )
         .await;
+        // Every answer counts before an error does: a pod that is not known would be made once more.
+        let mut failed = None;
         for result in created {
             match result {
                 Ok(pod) => {
@@ -187,9 +189,12 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), ku
                 Err(error) => {
                     let text = format!("Error creating: {error}");
                     cluster.recorder.about(set.as_ref(), Severity::Warning, "FailedCreate", text);
-                    return Err(error);
+                    failed = Some(error);
                 }
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
     }
     for pod in &plan.delete {
