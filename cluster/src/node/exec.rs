@@ -213,6 +213,31 @@ async fn pump(mut from: impl AsyncRead + Unpin, channel: u8, to: mpsc::Sender<Ve
     }
 }
 
+/// Gives the command its input, and the end of it.
+async fn feed(mut to: impl AsyncWrite + Unpin, mut inputs: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = inputs.recv().await {
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Types input into a terminal.
+async fn type_in(terminal: Arc<Terminal>, mut inputs: mpsc::Receiver<Bytes>) {
+    while let Some(bytes) = inputs.recv().await {
+        if terminal.write(&bytes).await.is_err() {
+            return;
+        }
+    }
+    // End of input on a terminal is a character.
+    let _ = terminal.write(&[4]).await;
+}
+
+/// Room for one more piece of input; `None` if nobody takes any.
+async fn room(input: Option<mpsc::Sender<Bytes>>) -> Option<mpsc::OwnedPermit<Bytes>> {
+    input?.reserve_owned().await.ok()
+}
+
 async fn serve(
     socket: WebSocket,
     node: &Node,
@@ -249,8 +274,12 @@ async fn serve(
     drop(command);
 
     let (output, mut frames) = mpsc::channel(16);
-    let mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>> = None;
+    // Input has a task of its own: a command that does not read it must not keep its output from being sent.
+    let (input, inputs) = mpsc::channel(16);
     if let Some(terminal) = &terminal {
+        if wanted.stdin {
+            tokio::spawn(type_in(Arc::clone(terminal), inputs));
+        }
         let (terminal, output) = (Arc::clone(terminal), output);
         tokio::spawn(async move {
             let mut buffer = vec![0; CHUNK];
@@ -268,8 +297,13 @@ async fn serve(
             tokio::spawn(pump(stderr, STDERR, output.clone()));
         }
         drop(output);
-        stdin = child.stdin.take().map(|stdin| Box::new(stdin) as _);
+        if let Some(stdin) = child.stdin.take() {
+            tokio::spawn(feed(stdin, inputs));
+        }
     }
+    let mut input = wanted.stdin.then_some(input);
+    // Input that has not found room yet: no more is taken from the client before it has.
+    let mut pending: Option<Bytes> = None;
 
     let mut exited = None;
     let mut drained = false;
@@ -281,26 +315,20 @@ async fn serve(
                 Some(part) => send(&mut sink, part).await?,
                 None => drained = true,
             },
-            message = source.next() => match message {
+            room = room(input.clone()), if pending.is_some() => match (room, pending.take()) {
+                (Some(room), Some(bytes)) => drop(room.send(bytes)),
+                // Nobody reads any more: input is for nothing from now on.
+                _ => input = None,
+            },
+            message = source.next(), if pending.is_none() => match message {
                 Some(Ok(Message::Binary(bytes))) => match (bytes.first().copied(), &terminal) {
-                    (Some(STDIN), Some(terminal)) if wanted.stdin => terminal.write(&bytes[1..]).await?,
-                    (Some(STDIN), None) => {
-                        if let Some(pipe) = &mut stdin
-                            && pipe.write_all(&bytes[1..]).await.is_err()
-                        {
-                            stdin = None;
-                        }
-                    }
+                    (Some(STDIN), _) if input.is_some() => pending = Some(bytes.slice(1..)),
                     (Some(RESIZE), Some(terminal)) => {
                         if let Ok(size) = serde_json::from_slice(&bytes[1..]) {
                             terminal.resize(&size);
                         }
                     }
-                    (Some(CLOSE), _) if bytes.get(1) == Some(&STDIN) => match &terminal {
-                        // End of input on a terminal is a character.
-                        Some(terminal) => terminal.write(&[4]).await?,
-                        None => stdin = None,
-                    },
+                    (Some(CLOSE), _) if bytes.get(1) == Some(&STDIN) => input = None,
                     _ => {}
                 },
                 Some(Ok(Message::Close(_)) | Err(_)) | None => {
