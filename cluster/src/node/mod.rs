@@ -25,6 +25,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::runtime::watcher;
@@ -158,6 +159,24 @@ impl Workers {
     }
 }
 
+/// First wait before the plugins are asked again to collect garbage.
+const COLLECT_MIN: Duration = Duration::from_secs(1);
+/// Longest wait.
+const COLLECT_MAX: Duration = Duration::from_mins(1);
+
+/// Has the plugins collect, once, what is attached for nobody any more: for instance because the files of the runtime
+/// before this one are lost.
+async fn collect_garbage(node: Arc<Node>) {
+    let (pods, file) = (node.pods_dir(), node.options.root.join("cni-gc.json"));
+    let mut wait = COLLECT_MIN;
+    while let Err(error) = node.cni.gc(|| state::attachments(&pods), &file).await {
+        // No configuration yet, or the network's agent does not answer yet.
+        tracing::debug!(%error, "no garbage collection yet");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(COLLECT_MAX);
+    }
+}
+
 /// Runs the node until `stop` is done. Pods stay as they are.
 ///
 /// # Errors
@@ -168,7 +187,7 @@ pub async fn run(client: Client, options: Options, stop: impl Future<Output = ()
         .map_err(NodeError::io(format!("make directory {}", pods_dir.display())))?;
     let node = Arc::new(Node {
         recorder: Recorder::start(client.clone(), "kubelet", Some(&options.name)),
-        cni: Cni { conf_dir: options.cni_conf_dir.clone(), bin_dir: options.cni_bin_dir.clone() },
+        cni: Cni::new(options.cni_conf_dir.clone(), options.cni_bin_dir.clone()),
         program: std::env::current_exe().map_err(NodeError::io("find this program's file"))?,
         services: Informer::default(),
         pods: Informer::default(),
@@ -192,6 +211,7 @@ pub async fn run(client: Client, options: Options, stop: impl Future<Output = ()
         // Pods that went from the API server while nobody watched.
         workers.tell(&uid, None);
     }
+    let collecting = tokio::spawn(collect_garbage(Arc::clone(&node)));
     tokio::pin!(stop);
     let result = tokio::select! {
         () = &mut stop => Ok(()),
@@ -200,7 +220,7 @@ pub async fn run(client: Client, options: Options, stop: impl Future<Output = ()
             Err(error) => Err(NodeError::io("keep the node registered")(std::io::Error::other(error))),
         },
     };
-    for task in [serving, services, pods] {
+    for task in [serving, services, pods, collecting] {
         task.abort();
     }
     registered.abort();

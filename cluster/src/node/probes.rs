@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -99,7 +99,7 @@ impl Judge {
     }
 }
 
-/// Probes until the future is dropped; `report` takes the news.
+/// Probes until the future is dropped, a startup probe until it has succeeded; `report` takes the news.
 pub async fn run(purpose: Purpose, probe: Probe, target: Target, mut report: impl FnMut(News)) {
     let seconds = |value: Option<i32>, default: u64| {
         Duration::from_secs(value.and_then(|s| u64::try_from(s).ok()).unwrap_or(default))
@@ -124,7 +124,11 @@ pub async fn run(purpose: Purpose, probe: Probe, target: Target, mut report: imp
             }
             let well = answer.is_ok();
             if let Some(news) = judge.take(answer) {
+                let over = purpose == Purpose::Startup && news == News::Well;
                 report(news);
+                if over {
+                    return;
+                }
             }
             if well {
                 eager = None;
@@ -162,6 +166,21 @@ async fn ask(probe: &Probe, target: &Target) -> Result<(), String> {
         return Err("grpc probes are not supported here: use exec, httpGet or tcpSocket".to_owned());
     }
     Err("the probe has no action".to_owned())
+}
+
+/// Runs a container's hook to its end.
+pub async fn run_hook(hook: &LifecycleHandler, target: &Target) -> Result<(), String> {
+    if let Some(exec) = &hook.exec {
+        return run_command(target, exec.command.as_deref().unwrap_or_default()).await;
+    }
+    if let Some(http) = &hook.http_get {
+        return get(http, target).await;
+    }
+    if let Some(pause) = &hook.sleep {
+        tokio::time::sleep(Duration::from_secs(u64::try_from(pause.seconds).unwrap_or(0))).await;
+        return Ok(());
+    }
+    Err("only exec, httpGet and sleep hooks are supported here".to_owned())
 }
 
 /// Runs a command in the container; its output is the message if it fails.
@@ -255,6 +274,7 @@ fn status_code(answer: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::container::spec::{RunDir, Started};
 
     #[test]
     fn thresholds_turn_answers_into_news() {
@@ -268,6 +288,27 @@ mod tests {
         assert_eq!(judge.take(Err("a".into())), None);
         assert_eq!(judge.take(Err("b".into())), Some(News::Ill("b".into())));
         assert_eq!(judge.take(Err("c".into())), None);
+    }
+
+    #[tokio::test]
+    async fn a_startup_probe_ends_with_its_success() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let probe: Probe = serde_json::from_value(serde_json::json!({"tcpSocket": {"port": port}})).unwrap();
+        let started = Started { shim_pid: 0, shim_start: 0, init_pid: 0, init_start: 0, at: String::new() };
+        let target = Target {
+            handle: Handle { dir: RunDir(PathBuf::new()), started },
+            program: PathBuf::new(),
+            netns: None,
+            address: "127.0.0.1".to_owned(),
+            container: Container::default(),
+        };
+        let mut news = Vec::new();
+        let run = run(Purpose::Startup, probe, target, |one| news.push(one));
+        tokio::time::timeout(Duration::from_mins(1), run)
+            .await
+            .expect("it ends: later failures are not its business");
+        assert_eq!(news, [News::Well]);
     }
 
     #[test]

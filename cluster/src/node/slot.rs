@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::container::handle::{Handle, runs};
+use super::container::handle::{Handle, give_up, runs};
 use super::container::spec::Exited;
 use super::status::{Ended, State, View, is_sidecar};
 
@@ -37,6 +37,8 @@ pub struct Slot {
     /// Tasks of the present run: its probes, and the one that waits for its end.
     pub tasks: Vec<JoinHandle<()>>,
     backoff: Option<Duration>,
+    /// The present run has been told to end because the pod's work is done.
+    pub ending: bool,
     /// How often its image was looked for in vain.
     pub missing_image: u32,
 }
@@ -69,6 +71,7 @@ impl Slot {
             not_before: None,
             tasks: Vec::new(),
             backoff: None,
+            ending: false,
             missing_image: 0,
         };
         for (number, dir) in runs(containers, &slot.container.name) {
@@ -85,11 +88,7 @@ impl Slot {
                 }
                 found => {
                     let started = found.as_ref().map(|handle| time(&handle.started.at));
-                    let exited = dir.read_exited().unwrap_or_else(|| Exited {
-                        code: 137,
-                        at: Timestamp::now().to_string(),
-                        error: Some("the node went down, and the container with it".to_owned()),
-                    });
+                    let exited = dir.read_exited().unwrap_or_else(|| give_up(&dir));
                     slot.view.state = State::Ended(ended(&exited, started, &slot.view.id));
                 }
             }
@@ -149,11 +148,16 @@ impl Slot {
         self.next_run += 1;
         self.view.state = State::Running { since: time(&handle.started.at) };
         self.view.id = id;
-        self.view.ready = self.container.readiness_probe.is_none() && self.container.startup_probe.is_none();
-        self.view.started = self.container.startup_probe.is_none();
+        self.is_up();
         self.running = Some(handle);
         self.not_before = None;
         self.missing_image = 0;
+    }
+
+    /// Takes in that the run is up: ready, unless a probe has to say so.
+    pub fn is_up(&mut self) {
+        self.view.ready = self.container.readiness_probe.is_none() && self.container.startup_probe.is_none();
+        self.view.started = self.container.startup_probe.is_none();
     }
 
     /// Takes in that the run could not start: as a run that ended at once.
@@ -176,6 +180,7 @@ impl Slot {
 
     fn end(&mut self, ended: Ended) {
         self.stop_tasks();
+        self.ending = false;
         let ran = ended.started.map_or(Duration::ZERO, |started| {
             Duration::try_from(ended.finished.duration_since(started)).unwrap_or_default()
         });

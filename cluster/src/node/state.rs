@@ -36,6 +36,11 @@ pub fn exists(pods: &Path, uid: &str) -> bool {
     pods.join(uid).exists()
 }
 
+/// The attachments of all pods to their networks.
+pub fn attachments(pods: &Path) -> Vec<Attachment> {
+    stored(pods).iter().filter_map(|uid| PodState::load(pods, uid).attachment).collect()
+}
+
 impl PodState {
     /// Reads a pod's state; empty if there is none that can be read.
     pub fn load(pods: &Path, uid: &str) -> Self {

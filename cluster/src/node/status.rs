@@ -165,8 +165,19 @@ fn qos(pod: &Pod) -> &'static str {
     if guaranteed { "Guaranteed" } else { "Burstable" }
 }
 
-/// The pod's phase.
+/// The pod's containers have done their work, with success or not; sidecars may still run.
+pub fn work_is_done(pod: &Pod, views: &BTreeMap<String, View>) -> bool {
+    matches!(outcome(pod, views), "Succeeded" | "Failed")
+}
+
+/// The pod's phase: it is over only when the last container, a sidecar perhaps, has ended.
 pub fn phase(pod: &Pod, views: &BTreeMap<String, View>) -> &'static str {
+    let something_runs = views.values().any(|view| matches!(view.state, State::Running { .. }));
+    if something_runs && work_is_done(pod, views) { "Running" } else { outcome(pod, views) }
+}
+
+/// The phase as init containers and main containers make it.
+fn outcome(pod: &Pod, views: &BTreeMap<String, View>) -> &'static str {
     let Some(spec) = &pod.spec else { return "Pending" };
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     let view = |c: &Container| views.get(&c.name);

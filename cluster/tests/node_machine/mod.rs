@@ -1,5 +1,6 @@
 //! A machine for tests: namespaces of its own (mount, PID, network, UTS), in which a control plane and a node runtime
 //! run. Nothing outside is touched, and everything ends with the machine.
+#![allow(dead_code, reason = "each file of tests uses a part")]
 
 use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
@@ -87,6 +88,7 @@ impl Machine {
             nodes: vec![PkiNode { name: "test-node".into(), ips: vec![NODE_IP.parse().unwrap()] }],
             ..PkiRequest::default()
         };
+        machine.install_plugins();
         let pki = pki::create(&machine.path("pki"), &request).unwrap();
         for user in ["admin", "kubelet-test-node"] {
             let text = pki::kubeconfig(&pki, &format!("https://{NODE_IP}:6443"), user).unwrap();
@@ -154,7 +156,8 @@ impl Machine {
                 "--root-dir",
                 self.path("kubelet").to_str().unwrap(),
             ])
-            .args(["--cni-conf-dir", conf.to_str().unwrap(), "--cni-bin-dir", "/usr/lib/cni"])
+            .args(["--cni-conf-dir", conf.to_str().unwrap()])
+            .args(["--cni-bin-dir", self.path("cni").to_str().unwrap()])
             .args(["--bin-dir", Path::new(PROGRAM).parent().unwrap().to_str().unwrap()])
             .stderr(std::fs::File::options().create(true).append(true).open(self.path("node.log")).unwrap())
             .spawn()
@@ -173,13 +176,55 @@ impl Machine {
         let _ = self.node.take().unwrap().wait();
     }
 
+    /// The reference plugins, and `gate`: ptp that notes its calls in `cni-calls`, waits while there is a file
+    /// `hold-VERB`, and fails while there is a file `broken-VERB`.
+    fn install_plugins(&self) {
+        let bin = self.path("cni");
+        std::fs::create_dir(&bin).unwrap();
+        for plugin in std::fs::read_dir("/usr/lib/cni").expect("package containernetworking-plugins") {
+            let plugin = plugin.unwrap();
+            std::os::unix::fs::symlink(plugin.path(), bin.join(plugin.file_name())).unwrap();
+        }
+        let dir = self.dir.path().display();
+        let script = format!(
+            "#!/bin/sh\necho begin $CNI_COMMAND $CNI_CONTAINERID >> {dir}/cni-calls\n\
+             while [ -e {dir}/hold-$CNI_COMMAND ]; do sleep 0.02; done\n\
+             if [ -e {dir}/broken-$CNI_COMMAND ]; then\n\
+             echo '{{\"cniVersion\":\"1.0.0\",\"code\":999,\"msg\":\"the gate is broken\"}}'; code=1\n\
+             else\n/usr/lib/cni/ptp; code=$?\nfi\n\
+             echo end $CNI_COMMAND $CNI_CONTAINERID >> {dir}/cni-calls\nexit $code\n"
+        );
+        let gate = bin.join("gate");
+        std::fs::write(&gate, script).unwrap();
+        std::fs::set_permissions(&gate, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
     /// Writes the configuration of the reference plugins, with addresses of `subnet`.
     pub fn write_cni_conf(&self, subnet: &str) {
+        self.write_cni_conf_of("ptp", subnet);
+    }
+
+    /// Writes the configuration of `plugin`, which is ptp or like it.
+    pub fn write_cni_conf_of(&self, plugin: &str, subnet: &str) {
         let conf = serde_json::json!({"cniVersion": "1.0.0", "name": "test", "plugins": [{
-            "type": "ptp", "ipMasq": false, "mtu": 1500,
+            "type": plugin, "ipMasq": false, "mtu": 1500,
             "ipam": {"type": "host-local", "dataDir": self.path("ipam"), "routes": [{"dst": "0.0.0.0/0"}],
                      "ranges": [[{"subnet": subnet}]]}}]});
         std::fs::write(self.path("net.d/10-test.conflist"), conf.to_string()).unwrap();
+    }
+
+    /// Addresses that the network has given out.
+    pub fn leases(&self) -> Vec<String> {
+        let Ok(files) = std::fs::read_dir(self.path("ipam/test")) else { return Vec::new() };
+        let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.starts_with("10.")).collect()
+    }
+
+    /// How many processes of the machine have `text` in their command line.
+    pub fn processes(&self, text: &str) -> usize {
+        // The brackets keep pgrep's own shell out of what it counts.
+        let pattern = format!("[{}]{}", &text[..1], &text[1..]);
+        self.sh(&format!("pgrep -c -f '{pattern}' || true")).trim().parse().unwrap()
     }
 
     /// Runs kubectl in the machine.

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt as _;
 
 use super::process;
-use super::spec::{ContainerSpec, Exited, RunDir, Started};
+use super::spec::{ContainerSpec, Exited, RunDir, Started, write_atomically};
 
 /// Why a container did not start.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,25 @@ pub fn runs(containers: &Path, name: &str) -> Vec<(u32, RunDir)> {
         .collect();
     found.sort_by_key(|(number, _)| *number);
     found
+}
+
+/// What is to be made of a run that, as it seems, has neither begun nor ended: the runtime before this one was killed while
+/// it started it. The monitor may be about to begin: it looks for this end after it has noted its beginning, so that either
+/// it sees this end and does not go on, or its beginning is seen here, and ended.
+pub fn give_up(dir: &RunDir) -> Exited {
+    let exited = Exited {
+        code: 137,
+        at: crate::controllers::meta::now().0.to_string(),
+        error: Some("the node's runtime went down, and the container with it".to_owned()),
+    };
+    let noted = serde_json::to_vec(&exited).map_err(io::Error::other);
+    if let Err(error) = noted.and_then(|text| write_atomically(&dir.exited(), &text)) {
+        tracing::warn!(dir = %dir.0.display(), %error, "cannot note the end of a container");
+    }
+    if let Some(handle) = Handle::find(dir.clone()) {
+        handle.signal(Signal::SIGKILL);
+    }
+    exited
 }
 
 /// Starts a container in `dir` through a shim (`program`, which is this binary).

@@ -39,6 +39,10 @@ pub fn run(dir: &Path) -> io::Result<()> {
         serde_json::from_slice(&std::fs::read(dir.spec())?).map_err(io::Error::other)?;
     // A session of its own: signals for the runtime's terminal or group are not for us.
     let _ = nix::unistd::setsid();
+    if spec.host_pid {
+        // No PID namespace ends what the container leaves behind: it is left to us.
+        nix::sys::prctl::set_child_subreaper(true)?;
+    }
     match start(&spec) {
         Ok(running) => {
             let own = nix::unistd::getpid().as_raw();
@@ -52,8 +56,15 @@ pub fn run(dir: &Path) -> io::Result<()> {
                 at: now(),
             };
             write_atomically(&dir.started(), &serde_json::to_vec(&started)?)?;
+            if dir.exited().exists() {
+                // Given up by the runtime that came after the one that started us. Init ends with us.
+                return Ok(());
+            }
             answer("ok");
             let code = running.attend(&spec)?;
+            if spec.host_pid {
+                end_orphans();
+            }
             record(&dir, code, None)
         }
         Err(error) => {
@@ -77,6 +88,23 @@ fn forget_streams() {
     if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
         for number in 0..3 {
             let _ = inside::redirect(&null, number);
+        }
+    }
+}
+
+/// Ends every process that the container has left to this one.
+fn end_orphans() {
+    let own = nix::unistd::getpid();
+    loop {
+        let children =
+            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        // The children of each that ends are the next.
+        match waitpid(None, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
         }
     }
 }
@@ -147,6 +175,9 @@ fn init(
     problem: &OwnedFd,
 ) -> Result<Pid, InsideError> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie the container to its monitor"))?;
+    if spec.host_pid {
+        nix::sys::prctl::set_child_subreaper(true).map_err(step("adopt the container's processes"))?;
+    }
     inside::make_mounts(spec)?;
     SigSet::all().thread_block().map_err(step("block signals"))?;
     // SAFETY: still one thread.
@@ -175,6 +206,10 @@ fn become_program(
     inside::redirect(stderr, 2)?;
     inside::reset_signals()?;
     inside::assume(&spec.identity)?;
+    if spec.host_pid {
+        // After the change of user, which would undo it.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie the program to its init"))?;
+    }
     Err(inside::exec(&spec.argv, &spec.env, &spec.cwd))
 }
 

@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use kube::{Api, ResourceExt as _};
 use tokio::time::Instant;
 
-use super::ending::end_container;
 use super::network::container_id;
 use super::{CONFIG_RETRY, Message, Worker};
 use crate::controllers::events::Severity;
@@ -153,7 +152,7 @@ impl Worker {
                 self.event(Some(name), Severity::Normal, "Started", format!("Container started: {name}"));
                 self.slots[index].has_started(handle.clone(), id);
                 self.attend(index, &handle);
-                self.post_start(index, &handle).await;
+                self.post_start(index, &handle);
                 None
             }
             Err(error) => {
@@ -204,30 +203,19 @@ impl Worker {
         Ok(sources)
     }
 
-    async fn post_start(&mut self, index: usize, handle: &Handle) {
-        let container = self.slots[index].container.clone();
-        let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())
-        else {
-            return;
+    /// Runs the hook after a start, if there is one: the container is not up before it is done. Then come the probes.
+    fn post_start(&mut self, index: usize, handle: &Handle) {
+        let slot = &mut self.slots[index];
+        let Some(hook) = slot.container.lifecycle.clone().and_then(|lifecycle| lifecycle.post_start) else {
+            return self.start_probes(index, handle);
         };
-        let outcome = match (&hook.exec, &hook.sleep) {
-            (Some(exec), _) => {
-                probes::run_command(&self.target(index, handle), exec.command.as_deref().unwrap_or_default())
-                    .await
-            }
-            (None, Some(_)) => Ok(()),
-            (None, None) => Err("only exec hooks are supported here".to_owned()),
-        };
-        if let Err(message) = outcome {
-            let name = container.name.as_str();
-            self.event(
-                Some(name),
-                Severity::Warning,
-                "FailedPostStartHook",
-                format!("PostStartHook failed: {message}"),
-            );
-            tokio::spawn(end_container(handle.clone(), self.grace()));
-        }
+        (slot.view.ready, slot.view.started) = (false, false);
+        let (run, container) = (slot.next_run.saturating_sub(1), slot.container.name.clone());
+        let (sender, target) = (self.sender.clone(), self.target(index, handle));
+        self.slots[index].tasks.push(tokio::spawn(async move {
+            let outcome = probes::run_hook(&hook, &target).await;
+            let _ = sender.send(Message::Hooked { container, run, outcome });
+        }));
     }
 
     pub(super) fn target(&self, index: usize, handle: &Handle) -> Target {
@@ -240,7 +228,7 @@ impl Worker {
         }
     }
 
-    /// Follows a run: waits for its end, starts its probes.
+    /// Follows a run: waits for its end.
     pub(super) fn attend(&mut self, index: usize, handle: &Handle) {
         let (sender, run) = (self.sender.clone(), self.slots[index].next_run.saturating_sub(1));
         let (container, waiting) = (self.slots[index].container.name.clone(), handle.clone());
@@ -249,7 +237,6 @@ impl Worker {
             // The worker ends only after its containers have.
             let _ = sender.send(Message::Ended { container, run, exited });
         }));
-        self.start_probes(index, handle);
     }
 
     /// Starts the startup probe; once it has succeeded (or if there is none), the others.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use super::{Message, Worker};
+use super::{Message, SANDBOX_RETRY_MAX, SANDBOX_RETRY_MIN, Worker};
 use crate::controllers::events::Severity;
 use crate::node::container::handle::Handle;
 use crate::node::{probes, volumes};
@@ -22,22 +22,14 @@ impl Worker {
             let Some(handle) = self.slots[index].running.clone() else { continue };
             let name = self.slots[index].container.name.clone();
             self.event(Some(&name), Severity::Normal, "Killing", format!("Stopping container {name}"));
-            let hook =
-                self.slots[index].container.lifecycle.clone().and_then(|l| l.pre_stop).and_then(|h| h.exec);
+            let hook = self.slots[index].container.lifecycle.clone().and_then(|l| l.pre_stop);
             let target = self.target(index, &handle);
-            let pause =
-                self.slots[index].container.lifecycle.clone().and_then(|l| l.pre_stop).and_then(|h| h.sleep);
             ends.push(async move {
-                if let Some(exec) = hook {
-                    let run = probes::run_command(&target, exec.command.as_deref().unwrap_or_default());
+                if let Some(hook) = hook {
+                    let run = probes::run_hook(&hook, &target);
                     if let Ok(Err(message)) = tokio::time::timeout_at(deadline, run).await {
                         tracing::info!(message, "a preStop hook failed");
                     }
-                } else if let Some(pause) = pause {
-                    let seconds = u64::try_from(pause.seconds).unwrap_or(0);
-                    let _ =
-                        tokio::time::timeout_at(deadline, tokio::time::sleep(Duration::from_secs(seconds)))
-                            .await;
                 }
                 end_container(handle, deadline.saturating_duration_since(Instant::now())).await;
             });
@@ -58,6 +50,7 @@ impl Worker {
                         }
                         self.publish(pod).await;
                     }
+                    Some(Message::Retry) => self.publish(pod).await,
                     Some(Message::Pod(newer)) => {
                         let shorter = newer.metadata.deletion_grace_period_seconds.unwrap_or(0);
                         self.pod = Some(newer);
@@ -80,6 +73,21 @@ impl Worker {
         }
     }
 
+    /// Ends what still runs when the pod's work is done (sidecars). True if nothing does.
+    pub(super) fn end_the_rest(&mut self) -> bool {
+        let grace = self.grace();
+        let mut nothing = true;
+        for slot in &mut self.slots {
+            let Some(handle) = slot.running.clone() else { continue };
+            nothing = false;
+            if !slot.ending {
+                slot.ending = true;
+                tokio::spawn(end_container(handle, grace));
+            }
+        }
+        nothing
+    }
+
     pub(super) async fn kill_all(&mut self) {
         let running: Vec<_> = self.slots.iter().filter_map(|slot| slot.running.clone()).collect();
         let ended = join_all(running.into_iter().map(|handle| end_container(handle, Duration::ZERO))).await;
@@ -97,10 +105,16 @@ impl Worker {
         for slot in &mut self.slots {
             slot.stop_tasks();
         }
-        if let Some(pod) = self.pod.clone() {
+        // A pod that has never run here, or was taken off before, has nothing new to tell.
+        let has_run = self.slots.iter().any(|slot| slot.next_run > 0);
+        if let Some(pod) = self.pod.clone().filter(|_| has_run) {
             self.publish(&pod).await;
         }
-        self.release_sandbox().await;
+        let mut wait = SANDBOX_RETRY_MIN;
+        while self.release_sandbox().await.is_err() {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(SANDBOX_RETRY_MAX);
+        }
         volumes::release(&self.dir);
         if let Err(error) = std::fs::remove_dir_all(&self.dir)
             && error.kind() != std::io::ErrorKind::NotFound

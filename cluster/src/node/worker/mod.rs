@@ -25,7 +25,7 @@ use super::env::Addresses;
 use super::probes::{News, Purpose};
 use super::slot::Slot;
 use super::state::PodState;
-use super::status::phase;
+use super::status::work_is_done;
 use super::{Node, volumes};
 use crate::controllers::events::Severity;
 use ending::end_container;
@@ -56,6 +56,17 @@ pub enum Message {
         /// How.
         exited: Exited,
     },
+    /// The hook after a container's start is done.
+    Hooked {
+        /// The container.
+        container: String,
+        /// Number of the run.
+        run: u32,
+        /// How it went.
+        outcome: Result<(), String>,
+    },
+    /// Something that failed is due again.
+    Retry,
     /// A probe has news.
     Probe {
         /// The container.
@@ -85,6 +96,7 @@ pub struct Worker {
     sandbox_not_before: Option<Instant>,
     published: PodStatus,
     written: Value,
+    written_version: u64,
     sender: mpsc::UnboundedSender<Message>,
     receiver: mpsc::UnboundedReceiver<Message>,
 }
@@ -116,6 +128,7 @@ impl Worker {
             sandbox_not_before: None,
             published,
             written: Value::Null,
+            written_version: 0,
             sender,
             receiver,
         }
@@ -136,7 +149,9 @@ impl Worker {
             self.publish(&pod).await;
             if self.is_over(&pod) {
                 self.refresh = None;
-                self.release_sandbox().await;
+                if self.end_the_rest() && self.release_sandbox().await.is_err() {
+                    wake = Some(Instant::now() + SANDBOX_RETRY_MAX);
+                }
             }
             self.wait(wake).await;
         }
@@ -177,6 +192,7 @@ impl Worker {
                 slot.view.started = slot.container.startup_probe.is_none()
                     || before.is_some_and(|status| status.started == Some(true));
                 self.attend(index, &handle);
+                self.start_probes(index, &handle);
             }
         }
         let attached = self.state.attachment.as_ref().is_some_and(|attachment| attachment.result.is_some());
@@ -188,8 +204,7 @@ impl Worker {
 
     fn is_over(&self, pod: &Pod) -> bool {
         let stored = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(stored, Some("Succeeded" | "Failed"))
-            || matches!(phase(pod, &self.views()), "Succeeded" | "Failed")
+        matches!(stored, Some("Succeeded" | "Failed")) || work_is_done(pod, &self.views())
     }
 
     fn views(&self) -> BTreeMap<String, super::status::View> {
@@ -232,6 +247,9 @@ impl Worker {
                     slot.has_ended(&exited);
                 }
             }
+            Message::Hooked { container, run, outcome } => self.take_hook(&container, run, outcome),
+            // The next pass does it.
+            Message::Retry => {}
             Message::Probe { container, run, purpose, news } => {
                 self.take_probe(&container, run, purpose, news);
             }
@@ -273,6 +291,24 @@ impl Worker {
                 "Unhealthy",
                 format!("{kind} probe failed: {message}"),
             );
+        }
+    }
+
+    fn take_hook(&mut self, container: &str, run: u32, outcome: Result<(), String>) {
+        let Some(index) = self.slots.iter().position(|slot| slot.container.name == container) else { return };
+        let slot = &mut self.slots[index];
+        let Some(handle) = slot.running.clone().filter(|_| slot.next_run == run + 1) else { return };
+        match outcome {
+            Ok(()) => {
+                slot.is_up();
+                self.start_probes(index, &handle);
+            }
+            Err(message) => {
+                let text = format!("PostStartHook failed: {message}");
+                self.event(Some(container), Severity::Warning, "FailedPostStartHook", text);
+                let grace = self.grace();
+                tokio::spawn(end_container(handle, grace));
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The sandbox: the pod's namespaces and its attachment to the network.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -26,7 +27,9 @@ impl Worker {
             self.store()?;
         } else {
             let config = NetworkConfig::load(&self.node.cni.conf_dir).map_err(|error| error.to_string())?;
-            self.release_sandbox().await;
+            self.release_sandbox()
+                .await
+                .map_err(|error| format!("failed to tear down what the try before has made: {error}"))?;
             if self.slots.iter().any(|slot| slot.running.is_some()) {
                 // Containers in a broken sandbox cannot be reached.
                 self.kill_all().await;
@@ -46,13 +49,14 @@ impl Worker {
             self.state.attachment = Some(attachment.clone());
             self.store()?;
             namespaces.create(&bundle::hostname(pod)).map_err(|error| error.to_string())?;
-            let added = self.node.cni.add(&mut attachment).await;
+            let added = self.node.cni.add(&mut attachment, &self.cni_file()).await;
             self.state.attachment = Some(attachment);
             if let Err(error) = added {
                 if matches!(&error, CniError::Plugin { .. }) && error.is_try_again_later() {
                     tracing::debug!(pod = self.state.pod, "the network asks to be tried again later");
                 }
-                self.release_sandbox().await;
+                // What cannot be undone now is undone before the next try.
+                let _ = self.release_sandbox().await;
                 return Err(format!("rpc error: failed to set up the pod's network: {error}"));
             }
             self.store()?;
@@ -70,14 +74,22 @@ impl Worker {
         std::fs::write(etc.join("hostname"), bundle::hostname(pod) + "\n")
     }
 
-    /// DEL, then the namespaces. Keeps on record what could not be done.
-    pub(super) async fn release_sandbox(&mut self) {
-        if let Some(attachment) = self.state.attachment.take() {
-            if let Err(error) = self.node.cni.del(&attachment).await {
-                tracing::warn!(pod = self.state.pod, %error, "CNI DEL failed");
+    /// File that hands the plugins their input.
+    fn cni_file(&self) -> PathBuf {
+        self.dir.join("cni.json")
+    }
+
+    /// DEL, then the namespaces. After an error everything stays, and on record, for the next try.
+    pub(super) async fn release_sandbox(&mut self) -> Result<(), CniError> {
+        self.sandbox_ready = false;
+        if let Some(attachment) = self.state.attachment.clone() {
+            if let Err(error) = self.detach(&attachment).await {
+                tracing::warn!(pod = self.state.pod, %error, "CNI DEL failed, trying again");
                 let text = format!("Failed to tear down the pod's network: {error}");
                 self.event(None, Severity::Warning, "FailedKillPod", text);
+                return Err(error);
             }
+            self.state.attachment = None;
             self.node.network_changed.notify_waiters();
         }
         if let Some(namespaces) = self.state.namespaces.take() {
@@ -86,7 +98,30 @@ impl Worker {
                 tracing::warn!(pod = self.state.pod, error);
             }
         }
-        self.sandbox_ready = false;
+        Ok(())
+    }
+
+    /// DEL, by what ADD was given. Where that never works, there must be another way to the end: somebody has mended the
+    /// configuration, replaced it by another network's, or taken the plugin away.
+    async fn detach(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let (cni, file) = (&self.node.cni, self.cni_file());
+        let Err(error) = cni.del(attachment, &file).await else { return Ok(()) };
+        let present = NetworkConfig::load(&cni.conf_dir).ok();
+        let given_up = match present {
+            Some(config) if config.name == attachment.config.name => {
+                let unchanged = config == attachment.config;
+                let mended = Attachment { config, ..attachment.clone() };
+                !unchanged && cni.del(&mended, &file).await.is_ok()
+            }
+            // ADD did not succeed, and nobody will mend a network that is configured no longer.
+            Some(_) => attachment.result.is_none(),
+            None => false,
+        };
+        if given_up || error.is_missing_plugin() {
+            tracing::warn!(pod = self.state.pod, %error, "CNI DEL failed, and will not be tried again");
+            return Ok(());
+        }
+        Err(error)
     }
 }
 

@@ -1,6 +1,10 @@
 //! CNI: network configurations and plugin execution, as the CNI specification 1.1.0 says (its sections 1 to 5).
 
+mod config;
+
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,12 +12,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::sync::RwLock;
+
+pub use config::NetworkConfig;
 
 /// Error code of a plugin that wants to be asked again later.
 pub const TRY_AGAIN_LATER: u32 = 11;
 /// How long a plugin may take before it is killed.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// How often to look whether a plugin that an earlier runtime has started has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What went wrong with the pod network.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +46,8 @@ pub enum CniError {
         plugin: String,
         /// Where it should be.
         dir: PathBuf,
+        /// There is no such program.
+        missing: bool,
         /// Why.
         cause: String,
     },
@@ -72,78 +82,10 @@ impl CniError {
     pub fn is_try_again_later(&self) -> bool {
         matches!(self, Self::Plugin { code: TRY_AGAIN_LATER, .. })
     }
-}
 
-/// A network configuration list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NetworkConfig {
-    /// `cniVersion` under which the plugins are called.
-    pub version: String,
-    /// Name of the network.
-    pub name: String,
-    /// The plugins' own configurations, in order.
-    pub plugins: Vec<Value>,
-}
-
-impl NetworkConfig {
-    /// Reads a `.conflist` or a single plugin's `.conf`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let version = value["cniVersion"].as_str().unwrap_or("0.3.1").to_owned();
-        let name =
-            value["name"].as_str().filter(|name| !name.is_empty()).ok_or("it has no \"name\"")?.to_owned();
-        let plugins = match &value["plugins"] {
-            Value::Array(plugins) if plugins.is_empty() => {
-                return Err("its list of plugins is empty".to_owned());
-            }
-            Value::Array(plugins) => plugins.clone(),
-            Value::Null => vec![value.clone()],
-            _ => return Err("its \"plugins\" is no list".to_owned()),
-        };
-        if let Some(index) = plugins.iter().position(|plugin| !plugin["type"].is_string()) {
-            return Err(format!("plugin {index} has no \"type\""));
-        }
-        Ok(Self { version, name, plugins })
-    }
-
-    /// The first configuration of a directory in the order of names.
-    pub fn load(dir: &Path) -> Result<Self, CniError> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
-            .map_err(|_| CniError::NoConfig(dir.to_owned()))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                path.extension().is_some_and(|ext| ext == "conflist" || ext == "conf" || ext == "json")
-            })
-            .collect();
-        files.sort();
-        let Some(path) = files.into_iter().next() else { return Err(CniError::NoConfig(dir.to_owned())) };
-        let bad = |cause: String| CniError::BadConfig { path: path.clone(), cause };
-        let text = std::fs::read_to_string(&path).map_err(|error| bad(error.to_string()))?;
-        Self::parse(&text).map_err(bad)
-    }
-
-    /// What plugin `index` gets on standard input.
-    fn request(&self, index: usize, previous: Option<&Value>, abilities: &BTreeMap<String, Value>) -> Value {
-        let mut request = self.plugins[index].clone();
-        request["name"] = json!(self.name);
-        request["cniVersion"] = json!(self.version);
-        if let Some(previous) = previous {
-            request["prevResult"] = previous.clone();
-        }
-        let wanted: serde_json::Map<String, Value> = self.plugins[index]["capabilities"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(_, on)| on.as_bool() == Some(true))
-            .filter_map(|(name, _)| Some((name.clone(), abilities.get(name)?.clone())))
-            .collect();
-        if let Some(object) = request.as_object_mut() {
-            object.remove("capabilities");
-            if !wanted.is_empty() {
-                object.insert("runtimeConfig".to_owned(), wanted.into());
-            }
-        }
-        request
+    /// The plugin is not installed (any more).
+    pub fn is_missing_plugin(&self) -> bool {
+        matches!(self, Self::Exec { missing: true, .. })
     }
 }
 
@@ -167,12 +109,25 @@ pub struct Attachment {
 }
 
 /// Executes plugins.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Cni {
     /// Where configurations are.
     pub conf_dir: PathBuf,
     /// Where plugins are.
     pub bin_dir: PathBuf,
+    /// Held for reading by ADD and DEL, for writing by GC: the specification wants GC to be alone.
+    alone: RwLock<()>,
+}
+
+/// One call of a plugin.
+struct Call<'a> {
+    verb: &'static str,
+    plugin: &'a Value,
+    /// Who it is about; `None` for GC, which is about all.
+    attachment: Option<&'a Attachment>,
+    request: Value,
+    /// File that hands the plugin its input.
+    file: &'a Path,
 }
 
 impl Attachment {
@@ -187,20 +142,27 @@ impl Attachment {
 }
 
 impl Cni {
+    /// With configurations in `conf_dir` and plugins in `bin_dir`.
+    pub fn new(conf_dir: PathBuf, bin_dir: PathBuf) -> Self {
+        Self { conf_dir, bin_dir, alone: RwLock::default() }
+    }
+
     /// Whether pods can be attached: a configuration is there and readable.
     pub fn status(&self) -> Result<(), CniError> {
         NetworkConfig::load(&self.conf_dir).map(drop)
     }
 
-    /// Runs ADD of every plugin in order. After an error DEL must follow.
-    pub async fn add(&self, attachment: &mut Attachment) -> Result<(), CniError> {
+    /// Runs ADD of every plugin in order. After an error DEL must follow. `file` is the container's own: calls that share
+    /// it come one after the other, also when the runtime that made the first is gone.
+    pub async fn add(&self, attachment: &mut Attachment, file: &Path) -> Result<(), CniError> {
+        let _together = self.alone.read().await;
         let mut previous: Option<Value> = None;
-        for index in 0..attachment.config.plugins.len() {
+        for (index, plugin) in attachment.config.plugins.iter().enumerate() {
             let request = attachment.config.request(index, previous.as_ref(), &attachment.abilities);
-            let answer = self.execute("ADD", attachment, index, &request).await?;
-            let plugin = attachment.config.plugins[index]["type"].as_str().unwrap_or_default();
+            let call = Call { verb: "ADD", plugin, attachment: Some(attachment), request, file };
+            let answer = self.execute(call).await?;
             let result: Value = serde_json::from_slice(&answer).map_err(|error| CniError::Answer {
-                plugin: plugin.to_owned(),
+                plugin: type_of(plugin).to_owned(),
                 verb: "add".to_owned(),
                 cause: error.to_string(),
             })?;
@@ -208,9 +170,8 @@ impl Cni {
         }
         attachment.result = previous;
         if attachment.addresses().is_empty() {
-            let last = attachment.config.plugins.last().map(|plugin| plugin["type"].clone());
             return Err(CniError::Answer {
-                plugin: last.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned(),
+                plugin: attachment.config.plugins.last().map(type_of).unwrap_or_default().to_owned(),
                 verb: "add".to_owned(),
                 cause: "it has no address (\"ips\" is empty)".to_owned(),
             });
@@ -218,12 +179,43 @@ impl Cni {
         Ok(())
     }
 
-    /// Runs DEL of every plugin in reverse order. Every plugin is called; the first error is returned.
-    pub async fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let mut first = Ok(());
-        for index in (0..attachment.config.plugins.len()).rev() {
+    /// Runs DEL of every plugin in reverse order, with the configuration that ADD had. Every plugin is called; the first
+    /// error is returned, that a plugin is missing only if there is no other.
+    pub async fn del(&self, attachment: &Attachment, file: &Path) -> Result<(), CniError> {
+        let _together = self.alone.read().await;
+        let mut problem = None;
+        for (index, plugin) in attachment.config.plugins.iter().enumerate().rev() {
             let request = attachment.config.request(index, attachment.result.as_ref(), &attachment.abilities);
-            let done = self.execute("DEL", attachment, index, &request).await.map(drop);
+            let call = Call { verb: "DEL", plugin, attachment: Some(attachment), request, file };
+            if let Err(error) = self.execute(call).await
+                && problem.as_ref().is_none_or(CniError::is_missing_plugin)
+            {
+                problem = Some(error);
+            }
+        }
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Runs GC of every plugin of the present configuration, if its version has the verb: what is not among the
+    /// attachments that `valid` names goes. Every plugin is called; the first error is returned.
+    pub async fn gc(&self, valid: impl FnOnce() -> Vec<Attachment>, file: &Path) -> Result<(), CniError> {
+        let config = NetworkConfig::load(&self.conf_dir)?;
+        if !config.collects_garbage() {
+            return Ok(());
+        }
+        let _alone = self.alone.write().await;
+        // Only now nothing is being added.
+        let valid: Vec<Value> = valid()
+            .iter()
+            .filter(|one| one.config.name == config.name)
+            .map(|one| json!({"containerID": one.container_id, "ifname": one.interface}))
+            .collect();
+        let mut first = Ok(());
+        for (index, plugin) in config.plugins.iter().enumerate() {
+            let mut request = config.request(index, None, &BTreeMap::new());
+            request["cni.dev/valid-attachments"] = json!(valid);
+            let done =
+                self.execute(Call { verb: "GC", plugin, attachment: None, request, file }).await.map(drop);
             if first.is_ok() {
                 first = done;
             }
@@ -231,49 +223,46 @@ impl Cni {
         first
     }
 
-    async fn execute(
-        &self,
-        verb: &str,
-        attachment: &Attachment,
-        index: usize,
-        request: &Value,
-    ) -> Result<Vec<u8>, CniError> {
-        let plugin = attachment.config.plugins[index]["type"].as_str().unwrap_or_default();
-        let fail =
-            |cause: String| CniError::Exec { plugin: plugin.to_owned(), dir: self.bin_dir.clone(), cause };
+    async fn execute(&self, call: Call<'_>) -> Result<Vec<u8>, CniError> {
+        let plugin = type_of(call.plugin);
+        let fail = |cause: String, missing: bool| CniError::Exec {
+            plugin: plugin.to_owned(),
+            dir: self.bin_dir.clone(),
+            missing,
+            cause,
+        };
         if plugin.is_empty() || plugin.contains('/') {
-            return Err(fail("its type is no file name".to_owned()));
+            return Err(fail("its type is no file name".to_owned(), true));
         }
-        let mut child = tokio::process::Command::new(self.bin_dir.join(plugin))
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", &attachment.container_id)
-            .env("CNI_NETNS", &attachment.netns)
-            .env("CNI_IFNAME", &attachment.interface)
-            .env("CNI_ARGS", &attachment.args)
-            .env("CNI_PATH", &self.bin_dir)
-            .stdin(Stdio::piped())
+        let input = input(call.file, &call.request)
+            .await
+            .map_err(|error| fail(format!("its input {}: {error}", call.file.display()), false))?;
+        let mut command = tokio::process::Command::new(self.bin_dir.join(plugin));
+        command.env("CNI_COMMAND", call.verb).env("CNI_PATH", &self.bin_dir);
+        if let Some(attachment) = call.attachment {
+            command
+                .env("CNI_CONTAINERID", &attachment.container_id)
+                .env("CNI_NETNS", &attachment.netns)
+                .env("CNI_IFNAME", &attachment.interface)
+                .env("CNI_ARGS", &attachment.args);
+        }
+        let child = command
+            .stdin(Stdio::from(input))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| fail(error.to_string()))?;
-        let input = request.to_string();
-        let stdin = child.stdin.take();
-        let feed = async {
-            if let Some(mut stdin) = stdin {
-                // A plugin that does not read its input answers anyway.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-        };
-        let ((), output) =
-            tokio::time::timeout(TIMEOUT, async { tokio::join!(feed, child.wait_with_output()) })
-                .await
-                .map_err(|_| fail(format!("it took more than {} s", TIMEOUT.as_secs())))?;
-        let output = output.map_err(|error| fail(error.to_string()))?;
+            .map_err(|error| fail(error.to_string(), error.kind() == io::ErrorKind::NotFound))?;
+        // The builder holds the input: let go, or the next call would wait for this one.
+        drop(command);
+        let output = tokio::time::timeout(TIMEOUT, child.wait_with_output())
+            .await
+            .map_err(|_| fail(format!("it took more than {} s", TIMEOUT.as_secs()), false))?
+            .map_err(|error| fail(error.to_string(), false))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
-        let verb = verb.to_lowercase();
+        let verb = call.verb.to_lowercase();
         Err(match serde_json::from_slice::<Value>(&output.stdout) {
             Ok(error) if error["code"].is_u64() => CniError::Plugin {
                 plugin: plugin.to_owned(),
@@ -295,6 +284,33 @@ impl Cni {
             },
         })
     }
+}
+
+fn type_of(plugin: &Value) -> &str {
+    plugin["type"].as_str().unwrap_or_default()
+}
+
+/// A plugin's standard input: a locked file. The lock lasts as long as somebody has the file open, so a plugin that has
+/// outlived the runtime that started it is waited for: two for one container at a time are against the specification.
+async fn input(path: &Path, request: &Value) -> io::Result<File> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let wait = async {
+        loop {
+            match file.try_lock() {
+                // A lock tells nobody of its end: look now and then.
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+                Ok(()) => return Ok(()),
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, wait).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, "a plugin that an earlier runtime has started does not end")
+    })??;
+    file.set_len(0)?;
+    file.write_all(request.to_string().as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -326,7 +342,11 @@ mod tests {
         }
 
         fn cni(&self) -> Cni {
-            Cni { conf_dir: self.dir.path().join("net.d"), bin_dir: self.dir.path().to_owned() }
+            Cni::new(self.dir.path().join("net.d"), self.dir.path().to_owned())
+        }
+
+        fn file(&self) -> PathBuf {
+            self.dir.path().join("input.json")
         }
 
         fn calls(&self) -> Vec<String> {
@@ -355,8 +375,8 @@ mod tests {
         let plugins = Plugins::new(&[("first", RESULT), ("second", RESULT)]);
         let mut pod = attachment(json!([
             {"type": "first", "capabilities": {"portMappings": true, "bandwidth": true}}, {"type": "second"}]));
-        plugins.cni().add(&mut pod).await.unwrap();
-        plugins.cni().del(&pod).await.unwrap();
+        plugins.cni().add(&mut pod, &plugins.file()).await.unwrap();
+        plugins.cni().del(&pod, &plugins.file()).await.unwrap();
         assert_eq!(pod.addresses(), ["10.1.0.5".parse::<IpAddr>().unwrap()]);
         let calls = plugins.calls();
         let heads: Vec<_> = calls.iter().map(|call| call.split('{').next().unwrap().trim()).collect();
@@ -386,7 +406,8 @@ mod tests {
             "full",
             r#"echo '{"cniVersion":"1.0.0","code":11,"msg":"no address is free","details":"pool 10.1.0.0/30"}'; exit 1"#,
         )]);
-        let error = plugins.cni().add(&mut attachment(json!([{"type": "full"}]))).await.unwrap_err();
+        let error =
+            plugins.cni().add(&mut attachment(json!([{"type": "full"}])), &plugins.file()).await.unwrap_err();
         assert!(error.is_try_again_later());
         assert_eq!(
             error.to_string(),
@@ -405,8 +426,12 @@ mod tests {
             ("absent", "cannot execute"),
             ("../x", "file name"),
         ] {
-            let error =
-                plugins.cni().add(&mut attachment(json!([{"type": name}]))).await.unwrap_err().to_string();
+            let error = plugins
+                .cni()
+                .add(&mut attachment(json!([{"type": name}])), &plugins.file())
+                .await
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(words) && error.contains(name), "{error}");
         }
     }
@@ -415,22 +440,62 @@ mod tests {
     async fn del_calls_every_plugin_also_after_an_error() {
         let plugins = Plugins::new(&[("first", "true"), ("second", "exit 1")]);
         let pod = attachment(json!([{"type": "first"}, {"type": "second"}]));
-        assert!(plugins.cni().del(&pod).await.is_err());
+        assert!(plugins.cni().del(&pod, &plugins.file()).await.is_err());
         assert_eq!(plugins.calls().len(), 2);
     }
 
-    #[test]
-    fn the_first_configuration_by_name_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(NetworkConfig::load(dir.path()), Err(CniError::NoConfig(_))));
-        std::fs::write(dir.path().join("10-b.conf"), r#"{"name": "b", "type": "ptp"}"#).unwrap();
-        std::fs::write(dir.path().join("05-a.conflist"), r#"{"name": "a", "plugins": [{"type": "x"}]}"#)
-            .unwrap();
-        std::fs::write(dir.path().join("00-no.txt"), "x").unwrap();
-        assert_eq!(NetworkConfig::load(dir.path()).unwrap().name, "a");
-        for bad in ["{", "{}", r#"{"name": "a", "plugins": []}"#, r#"{"name": "a", "plugins": [{}]}"#] {
-            std::fs::write(dir.path().join("01.conflist"), bad).unwrap();
-            assert!(matches!(NetworkConfig::load(dir.path()), Err(CniError::BadConfig { .. })), "{bad}");
-        }
+    #[tokio::test]
+    async fn a_missing_plugin_is_told_last() {
+        let plugins = Plugins::new(&[("broken", "exit 1")]);
+        let pod = |first: &str, second: &str| attachment(json!([{"type": first}, {"type": second}]));
+        let cni = plugins.cni();
+        let both = cni.del(&pod("absent", "broken"), &plugins.file()).await.unwrap_err();
+        assert!(!both.is_missing_plugin(), "{both}");
+        let both = cni.del(&pod("broken", "absent"), &plugins.file()).await.unwrap_err();
+        assert!(!both.is_missing_plugin(), "{both}");
+        let gone = cni.del(&pod("absent", "absent-too"), &plugins.file()).await.unwrap_err();
+        assert!(gone.is_missing_plugin(), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_for_the_plugin_that_a_dead_runtime_has_left() {
+        let plugins = Plugins::new(&[("first", "true")]);
+        let left = input(&plugins.file(), &json!({})).await.unwrap();
+        let mut left = std::process::Command::new("cat").stdin(Stdio::piped()).stdout(left).spawn().unwrap();
+        let pod = attachment(json!([{"type": "first"}]));
+        let (cni, file) = (plugins.cni(), plugins.file());
+        let mut del = std::pin::pin!(cni.del(&pod, &file));
+        let early = tokio::time::timeout(LOOK_AGAIN * 5, &mut del).await;
+        assert!(early.is_err() && plugins.calls().is_empty());
+        left.kill().unwrap();
+        left.wait().unwrap();
+        del.await.unwrap();
+        assert_eq!(plugins.calls().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn garbage_collection_names_what_is_valid_in_the_network() {
+        let plugins = Plugins::new(&[("first", "exit 1"), ("second", "true")]);
+        let cni = plugins.cni();
+        std::fs::create_dir(&cni.conf_dir).unwrap();
+        let write = |version: &str| {
+            let conf = json!({"cniVersion": version, "name": "net", "plugins": [{"type": "first"}, {"type": "second"}]});
+            std::fs::write(cni.conf_dir.join("a.conflist"), conf.to_string()).unwrap();
+        };
+        let valid = || {
+            let mut foreign = attachment(json!([{"type": "x"}]));
+            foreign.config.name = "other".into();
+            vec![attachment(json!([{"type": "x"}])), foreign]
+        };
+        write("1.0.0");
+        cni.gc(valid, &plugins.file()).await.unwrap();
+        assert_eq!(plugins.calls().len(), 0, "1.0.0 has no such verb");
+        write("1.1.0");
+        assert!(cni.gc(valid, &plugins.file()).await.is_err());
+        let calls = plugins.calls();
+        assert_eq!(calls.len(), 2, "every plugin is called, also after an error");
+        assert!(calls[0].starts_with("GC first"), "{calls:?}");
+        let request: Value = serde_json::from_str(&calls[1][calls[1].find('{').unwrap()..]).unwrap();
+        assert_eq!(request["cni.dev/valid-attachments"], json!([{"containerID": "c1", "ifname": "eth0"}]));
     }
 }
