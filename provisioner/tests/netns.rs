@@ -325,6 +325,26 @@ fn what_is_missing_is_made_again() {
 }
 
 #[test]
+fn whoever_talks_to_a_machine_learns_that_it_is_gone() {
+    let lab = Lab::new();
+    lab.up();
+    for _ in 0..3 {
+        let mut server = lab.on("router", &["nc", "-l", "7777"]).stdout(Stdio::null()).spawn().unwrap();
+        let connect = ["nc", "-d", "192.168.10.200", "7777"];
+        let listens = ["sh", "-c", "ss -Hltn sport = :7777 | grep -q ."];
+        eventually("the server listens", || run(&mut lab.on("router", &listens)).status.success());
+        let mut client = lab.on("k8s-w1", &connect).spawn().unwrap();
+        let connected = ["sh", "-c", "ss -Htn state established dport = :7777 | grep -q ."];
+        eventually("they talk", || run(&mut lab.on("k8s-w1", &connected)).status.success());
+        kill(lab.init_pid("router"));
+        lab.up();
+        // It would wait for ever: a new machine of the old address never speaks first.
+        eventually("the client ends", || client.try_wait().unwrap().is_some());
+        server.wait().unwrap();
+    }
+}
+
+#[test]
 fn up_that_is_killed_at_any_entry_of_its_record_can_be_undone_and_gone_on_with() {
     let mut entry = 1;
     loop {

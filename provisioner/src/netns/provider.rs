@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -194,6 +195,10 @@ fn clear(
         }
     }
     process::kill_all(None, &namespaces)?;
+    side_by_side(machines.iter().filter(|m| ours(&&&m.namespace)), |machine| {
+        say_goodbye(&machine.namespace);
+        Ok(())
+    })?;
     for switch in &plan.switches {
         let ports: Vec<_> =
             switch.ports.iter().filter(|p| machines.iter().any(|m| m.namespace == p.namespace)).collect();
@@ -210,6 +215,29 @@ fn clear(
         }
     }
     names.iter().filter(ours).try_for_each(|name| namespace::remove(name))
+}
+
+/// Waits until the peers of a dead machine's TCP connections have its last words. Were its link removed before, they would
+/// wait for more for minutes: nothing answers them that they are talking to nobody.
+fn say_goodbye(namespace: &str) {
+    /// A peer that is gone too says nothing.
+    const PATIENCE: Duration = Duration::from_millis(250);
+    let deadline = Instant::now() + PATIENCE;
+    // Without its namespace the machine has no connection either.
+    let _ = namespace::inside(namespace, || {
+        while unanswered_goodbyes() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+}
+
+/// True if the calling thread's namespace has a connection whose end was sent and not confirmed.
+fn unanswered_goodbyes() -> bool {
+    // States of linux/tcp_states.h: FIN_WAIT1, LAST_ACK, CLOSING.
+    const WAITING: [&str; 3] = ["04", "09", "0B"];
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap_or_default();
+    table.lines().skip(1).any(|line| line.split_whitespace().nth(3).is_some_and(|st| WAITING.contains(&st)))
 }
 
 fn other_lab_made_directory(own: &str) -> bool {
