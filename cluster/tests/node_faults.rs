@@ -259,3 +259,67 @@ fn exec_carries_much_in_both_directions() {
         assert!(output.stdout.len() >= 8_000_000, "{script}: {}", output.stdout.len());
     }
 }
+
+#[test]
+fn pods_that_wait_for_an_address_do_not_wake_each_other() {
+    let machine = machine_with("ptp");
+    // Room for the gateway and one pod.
+    machine.write_cni_conf_of("gate", "10.9.0.0/30");
+    machine.apply(&pod("holder", json!({"containers": [shell("sleep infinity")]})));
+    ready(&machine, "holder");
+    for name in ["first", "second"] {
+        machine.apply(&pod(name, json!({"containers": [shell("sleep infinity")]})));
+    }
+    for name in ["first", "second"] {
+        let tries = machine.until("it has tried four times", || {
+            let times = std::fs::read_to_string(machine.path("cni-times")).ok()?;
+            let mine = times
+                .lines()
+                .filter(|line| line.starts_with("ADD") && line.contains(&format!("K8S_POD_NAME={name};")));
+            let mine: Vec<u64> = mine.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+            (mine.len() >= 4).then_some(mine)
+        });
+        // The waits double from a quarter of a second on.
+        assert!(tries[3] - tries[0] >= 1700, "{name} does not wait: {tries:?}");
+    }
+    machine.kubectl(&["delete", "pod", "holder", "--wait=false"]);
+    machine.until("one of them starts", || {
+        let pods = machine.get(&["pods"]);
+        pods["items"]
+            .as_array()?
+            .iter()
+            .any(|pod| pod["metadata"]["name"] != "holder" && pod["status"]["phase"] == "Running")
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_pod_that_a_finalizer_keeps_stays_as_it_ended() {
+    let machine = machine_with("ptp");
+    let mut kept = pod("kept", json!({"containers": [shell("sleep infinity")]}));
+    kept["metadata"]["finalizers"] = json!(["example.com/keep"]);
+    machine.apply(&kept);
+    ready(&machine, "kept");
+    machine.kubectl(&["delete", "pod", "kept", "--wait=false"]);
+    nothing_is_left(&machine);
+    let before = machine.get(&["pod", "kept"])["status"].clone();
+    assert!(before["containerStatuses"][0]["state"]["terminated"].is_object(), "{before}");
+    for round in 0..3 {
+        machine.kubectl(&["annotate", "pod", "kept", "--overwrite", &format!("round={round}")]);
+    }
+    // Whatever the runtime does about it, it does before it starts another pod.
+    machine.apply(&pod("other", json!({"containers": [shell("sleep infinity")]})));
+    ready(&machine, "other");
+    let after = machine.get(&["pod", "kept"])["status"].clone();
+    assert_eq!(after["containerStatuses"], before["containerStatuses"]);
+    assert_eq!(after["phase"], before["phase"]);
+    machine.kubectl(&[
+        "patch",
+        "pod",
+        "kept",
+        "--type=merge",
+        "--patch",
+        r#"{"metadata":{"finalizers":null}}"#,
+    ]);
+    machine.kubectl(&["wait", "--for=delete", "pod/kept", "--timeout=60s"]);
+}

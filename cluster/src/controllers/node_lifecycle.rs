@@ -1,8 +1,9 @@
 //! Node lifecycle: a node that no longer renews its lease is marked, tainted, and loses its pods.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -10,6 +11,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::events::Severity;
+use super::informer::Change;
 use super::meta::{is_active, now, or_gone};
 use super::queue::Queue;
 use super::{Cluster, pods};
@@ -22,15 +24,29 @@ pub const GRACE: Duration = Duration::from_secs(40);
 /// Taint of a node that is silent.
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
-/// When the node was heard of last.
-pub fn last_heard(node: &Node, lease: Option<&Lease>) -> Option<Timestamp> {
-    let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0));
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let beat = conditions
-        .iter()
-        .find(|c| c.type_ == "Ready" && c.status != "Unknown")
-        .and_then(|c| c.last_heartbeat_time.as_ref().map(|time| time.0));
-    renewed.max(beat).max(node.metadata.creation_timestamp.as_ref().map(|time| time.0))
+/// When each node was heard of last, by this process's own clock: a control plane that was away, or a machine that slept,
+/// does not take its own silence for the nodes'. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Heard {
+    last: Arc<Mutex<HashMap<String, Instant>>>,
+}
+
+impl Heard {
+    /// The node has given a sign of life.
+    pub fn hear(&self, node: &str) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), Instant::now());
+    }
+
+    /// How long the node has been silent. A node of which nothing was known is heard of now.
+    pub fn silence(&self, node: &str) -> Duration {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.entry(node.to_owned()).or_insert_with(Instant::now).elapsed()
+    }
+
+    /// The node is no more.
+    pub fn forget(&self, node: &str) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
 }
 
 /// What to make of a node.
@@ -42,10 +58,8 @@ pub enum Verdict {
     Lost,
 }
 
-/// Judges by when the node was heard of last.
-pub fn judge(heard: Option<Timestamp>, now: Timestamp) -> Verdict {
-    let Some(heard) = heard else { return Verdict::Lost };
-    let silent = Duration::try_from(now.duration_since(heard)).unwrap_or_default();
+/// Judges by how long the node has been silent.
+pub fn judge(silent: Duration) -> Verdict {
     match GRACE.checked_sub(silent) {
         Some(left) if !left.is_zero() => Verdict::Alive(left),
         _ => Verdict::Lost,
@@ -90,10 +104,14 @@ pub async fn run(cluster: Cluster) {
     let queue = Queue::default();
     let on_node = queue.clone();
     cluster.nodes.on_change(move |change| on_node.add(change.object().name_any()));
-    let on_lease = queue.clone();
+    let heard = Heard::default();
+    let (on_lease, on_renewal) = (queue.clone(), heard.clone());
     let nodes = cluster.nodes.clone();
     cluster.leases.on_change(move |change| {
         let name = change.object().name_any();
+        if let Change::Set { .. } = change {
+            on_renewal.hear(&name);
+        }
         // Renewals of a node that lives need no work: its own timer looks at the lease.
         if nodes.get(None, &name).is_some_and(|node| taints(&node, false).is_some()) {
             on_lease.add(name);
@@ -103,14 +121,16 @@ pub async fn run(cluster: Cluster) {
     for node in cluster.nodes.list() {
         queue.add(node.name_any());
     }
-    let (cluster, again) = (&cluster, &queue.clone());
-    queue.work("node-lifecycle", |name| async move { reconcile(cluster, again, &name).await }).await;
+    let (cluster, again, heard) = (&cluster, &queue.clone(), &heard);
+    queue.work("node-lifecycle", |name| async move { reconcile(cluster, again, heard, &name).await }).await;
 }
 
-async fn reconcile(cluster: &Cluster, queue: &Queue, name: &str) -> Result<(), kube::Error> {
-    let Some(node) = cluster.nodes.get(None, name) else { return Ok(()) };
-    let lease = cluster.leases.get(Some(LEASE_NAMESPACE), name);
-    let verdict = judge(last_heard(&node, lease.as_deref()), Timestamp::now());
+async fn reconcile(cluster: &Cluster, queue: &Queue, heard: &Heard, name: &str) -> Result<(), kube::Error> {
+    let Some(node) = cluster.nodes.get(None, name) else {
+        heard.forget(name);
+        return Ok(());
+    };
+    let verdict = judge(heard.silence(name));
     let api: Api<Node> = Api::all(cluster.client.clone());
     let lost = verdict == Verdict::Lost;
     if let Some(conditions) = lost.then(|| lost_conditions(&node)).flatten() {
@@ -127,6 +147,8 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, name: &str) -> Result<(), k
         {
             cluster.nodes.observe(node);
         }
+    }
+    if lost {
         for pod in cluster.pods.list_if(|pod| on(pod, name) && super::meta::is_ready(pod)) {
             unready(cluster, &pod).await?;
         }
@@ -159,7 +181,10 @@ async fn unready(cluster: &Cluster, pod: &Pod) -> Result<(), kube::Error> {
     }
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace().unwrap_or_default());
     let patch = json!({"status": {"conditions": conditions}});
-    or_gone(api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await)?;
+    let written = api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+    if let Some(pod) = or_gone(written)? {
+        cluster.pods.observe(pod);
+    }
     Ok(())
 }
 
@@ -208,25 +233,20 @@ async fn evict(cluster: &Cluster, node: &Node) -> Result<Option<Duration>, kube:
 mod tests {
     use super::*;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
     #[test]
-    fn silence_is_judged_by_the_newest_sign() {
-        assert_eq!(judge(Some(at(100)), at(110)), Verdict::Alive(Duration::from_secs(30)));
-        assert_eq!(judge(Some(at(100)), at(140)), Verdict::Lost);
-        assert_eq!(judge(None, at(0)), Verdict::Lost);
-        let node: Node = serde_json::from_value(
-            json!({"metadata": {"name": "n", "creationTimestamp": "1970-01-01T00:01:00Z"}}),
-        )
-        .unwrap();
-        let lease: Lease = serde_json::from_value(
-            json!({"metadata": {}, "spec": {"renewTime": "1970-01-01T00:02:00.000000Z"}}),
-        )
-        .unwrap();
-        assert_eq!(last_heard(&node, None), Some(at(60)));
-        assert_eq!(last_heard(&node, Some(&lease)), Some(at(120)));
+    fn silence_is_judged_by_our_own_clock() {
+        assert_eq!(judge(Duration::from_secs(10)), Verdict::Alive(Duration::from_secs(30)));
+        assert_eq!(judge(GRACE), Verdict::Lost);
+        let heard = Heard::default();
+        assert!(
+            matches!(judge(heard.silence("n")), Verdict::Alive(_)),
+            "its lease may be as old as it wants"
+        );
+        let long_ago = Instant::now().checked_sub(GRACE * 2).unwrap();
+        heard.last.lock().unwrap().insert("n".into(), long_ago);
+        assert_eq!(judge(heard.silence("n")), Verdict::Lost);
+        heard.hear("n");
+        assert!(matches!(judge(heard.silence("n")), Verdict::Alive(_)));
     }
 
     #[test]

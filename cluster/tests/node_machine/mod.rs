@@ -176,7 +176,7 @@ impl Machine {
         let _ = self.node.take().unwrap().wait();
     }
 
-    /// The reference plugins, and `gate`: ptp that notes its calls in `cni-calls`, waits while there is a file
+    /// The reference plugins, and `gate`: ptp that notes its calls in `cni-calls` and `cni-times`, waits while there is a file
     /// `hold-VERB`, and fails while there is a file `broken-VERB`.
     fn install_plugins(&self) {
         let bin = self.path("cni");
@@ -188,6 +188,7 @@ impl Machine {
         let dir = self.dir.path().display();
         let script = format!(
             "#!/bin/sh\necho begin $CNI_COMMAND $CNI_CONTAINERID >> {dir}/cni-calls\n\
+             echo $CNI_COMMAND $CNI_ARGS $(date +%s%3N) >> {dir}/cni-times\n\
              while [ -e {dir}/hold-$CNI_COMMAND ]; do sleep 0.02; done\n\
              if [ -e {dir}/broken-$CNI_COMMAND ]; then\n\
              echo '{{\"cniVersion\":\"1.0.0\",\"code\":999,\"msg\":\"the gate is broken\"}}'; code=1\n\

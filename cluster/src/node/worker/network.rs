@@ -90,7 +90,10 @@ impl Worker {
                 return Err(error);
             }
             self.state.attachment = None;
-            self.node.network_changed.notify_waiters();
+            // A try that has failed had no address to give back: waiting pods would only wake each other.
+            if attachment.result.is_some() {
+                self.node.network_changed.notify_waiters();
+            }
         }
         if let Some(namespaces) = self.state.namespaces.take() {
             namespaces.remove();
