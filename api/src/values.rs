@@ -3,7 +3,10 @@
 //! A user writes values (`--set routingMode=native`, a values file, a lab's `[values]`); the cluster carries them as
 //! the keys of ConfigMap `podwire-config`; the agent reads those keys once, when it starts.
 
-use std::collections::BTreeMap;
+mod cidrs;
+mod config_map;
+mod upgrade;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -29,9 +32,14 @@ pub struct Values {
     /// Skip peers that are not on the same L2 network instead of reporting an error for each.
     #[serde(rename = "directRoutingSkipUnreachable")]
     pub direct_routing_skip_unreachable: bool,
-    /// Traffic to this CIDR keeps the pod's address.
-    #[serde(rename = "ipv4NativeRoutingCIDR", skip_serializing_if = "Option::is_none")]
-    pub ipv4_native_routing_cidr: Option<Ipv4Net>,
+    /// Traffic to these CIDRs keeps the pod's address. One CIDR, or a list: while nodes move from one pod CIDR to another
+    /// (`ipam.migration=side-by-side`), name both.
+    #[serde(rename = "ipv4NativeRoutingCIDR", with = "cidrs", skip_serializing_if = "Vec::is_empty")]
+    pub ipv4_native_routing_cidr: Vec<Ipv4Net>,
+    /// Addresses of Services. The operator never gives them to a node. A lab fills it in; elsewhere write what the API server
+    /// was started with.
+    #[serde(rename = "serviceCIDR", skip_serializing_if = "Option::is_none")]
+    pub service_cidr: Option<Ipv4Net>,
     /// Per-pod routes.
     pub endpoint_routes: Toggle,
     /// What the eBPF programs do.
@@ -56,6 +64,8 @@ pub struct Values {
 pub struct Ipam {
     /// Who gives nodes their pod CIDR.
     pub mode: IpamMode,
+    /// What becomes of a node's old pod CIDR when the mode becomes `cluster-pool`.
+    pub migration: Migration,
     /// Settings of mode `cluster-pool`.
     pub operator: ClusterPool,
 }
@@ -105,7 +115,8 @@ impl Default for Values {
             routing_mode: RoutingMode::default(),
             auto_direct_node_routes: false,
             direct_routing_skip_unreachable: false,
-            ipv4_native_routing_cidr: None,
+            ipv4_native_routing_cidr: Vec::new(),
+            service_cidr: None,
             endpoint_routes: Toggle::default(),
             bpf: Bpf::default(),
             enable_ipv4_masquerade: true,
@@ -167,6 +178,19 @@ word_enum! {
         Kubernetes = "kubernetes",
         /// podwire-operator: spec.ipam.podCIDRs of the NodeNetwork.
         ClusterPool = "cluster-pool",
+    }
+}
+
+word_enum! {
+    /// What becomes of a node's old pod CIDR when the mode becomes `cluster-pool`.
+    Migration {
+        /// A node keeps its old CIDR until its NodeNetwork is deleted; then it gets a new one, and its old pods lose their
+        /// connections until they are restarted.
+        #[default]
+        Replace = "replace",
+        /// A node gets a new CIDR beside its old one. New pods get new addresses, old pods go on with theirs, and the old CIDR
+        /// goes when its last pod is gone. Nothing has to be deleted and no pod loses a packet.
+        SideBySide = "side-by-side",
     }
 }
 
@@ -264,7 +288,7 @@ impl Values {
                 "write routingMode=native",
             );
         }
-        if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_none() {
+        if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_empty() {
             return invalid(
                 "ipv4NativeRoutingCIDR",
                 "routingMode=native needs to know which addresses are native".into(),
@@ -299,79 +323,6 @@ impl Values {
         }
         Ok(())
     }
-
-    /// The keys of ConfigMap `podwire-config`, named as in `cilium-config`.
-    pub fn to_config_map(&self) -> BTreeMap<String, String> {
-        let mut map = BTreeMap::new();
-        let mut put = |k: &str, v: String| {
-            map.insert(k.to_owned(), v);
-        };
-        put("ipam", self.ipam.mode.to_string());
-        put("routing-mode", self.routing_mode.to_string());
-        put("auto-direct-node-routes", self.auto_direct_node_routes.to_string());
-        put("direct-routing-skip-unreachable", self.direct_routing_skip_unreachable.to_string());
-        if let Some(cidr) = self.ipv4_native_routing_cidr {
-            put("ipv4-native-routing-cidr", cidr.to_string());
-        }
-        put("enable-endpoint-routes", self.endpoint_routes.enabled.to_string());
-        put("enable-bpf-masquerade", self.bpf.masquerade.to_string());
-        put("enable-ipv4-masquerade", self.enable_ipv4_masquerade.to_string());
-        let list: Vec<String> = self.ipam.operator.pod_cidr_list.iter().map(ToString::to_string).collect();
-        put("cluster-pool-ipv4-cidr", list.join(" "));
-        put("cluster-pool-ipv4-mask-size", self.ipam.operator.mask_size.to_string());
-        put("devices", self.devices.join(" "));
-        put("mtu", self.mtu.to_string());
-        put("debug", self.debug.enabled.to_string());
-        map
-    }
-
-    /// Reads the keys of ConfigMap `podwire-config`. Absent keys take their defaults; keys of other programs are ignored.
-    pub fn from_config_map(map: &BTreeMap<String, String>) -> Result<Self, ValuesError> {
-        let mut v = Self::default();
-        read(map, "ipam", "kubernetes or cluster-pool", &mut v.ipam.mode)?;
-        read(map, "routing-mode", "native or tunnel", &mut v.routing_mode)?;
-        read(map, "auto-direct-node-routes", "true or false", &mut v.auto_direct_node_routes)?;
-        read(
-            map,
-            "direct-routing-skip-unreachable",
-            "true or false",
-            &mut v.direct_routing_skip_unreachable,
-        )?;
-        if let Some(cidr) = map.get("ipv4-native-routing-cidr").filter(|s| !s.is_empty()) {
-            v.ipv4_native_routing_cidr =
-                Some(parse("ipv4-native-routing-cidr", cidr, "an IPv4 CIDR such as 10.244.0.0/16")?);
-        }
-        read(map, "enable-endpoint-routes", "true or false", &mut v.endpoint_routes.enabled)?;
-        read(map, "enable-bpf-masquerade", "true or false", &mut v.bpf.masquerade)?;
-        read(map, "enable-ipv4-masquerade", "true or false", &mut v.enable_ipv4_masquerade)?;
-        for word in map.get("cluster-pool-ipv4-cidr").into_iter().flat_map(|s| s.split_whitespace()) {
-            let cidr = parse("cluster-pool-ipv4-cidr", word, "a list of IPv4 CIDRs such as 172.20.0.0/16")?;
-            v.ipam.operator.pod_cidr_list.push(cidr);
-        }
-        read(map, "cluster-pool-ipv4-mask-size", "a prefix length", &mut v.ipam.operator.mask_size)?;
-        v.devices =
-            map.get("devices").map(|s| s.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
-        read(map, "mtu", "a number of bytes", &mut v.mtu)?;
-        read(map, "debug", "true or false", &mut v.debug.enabled)?;
-        v.validate()?;
-        Ok(v)
-    }
-}
-
-fn parse<T: FromStr>(key: &'static str, value: &str, expected: &str) -> Result<T, ValuesError> {
-    value.parse().map_err(|_| ValuesError::ConfigKey { key, value: value.into(), expected: expected.into() })
-}
-
-fn read<T: FromStr>(
-    map: &BTreeMap<String, String>,
-    key: &'static str,
-    expected: &str,
-    into: &mut T,
-) -> Result<(), ValuesError> {
-    if let Some(value) = map.get(key) {
-        *into = parse(key, value, expected)?;
-    }
-    Ok(())
 }
 
 fn scalar_or_list(raw: &str, list_key: bool) -> Value {
@@ -393,6 +344,8 @@ fn scalar(raw: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn week3() -> Values {
@@ -419,6 +372,11 @@ mod tests {
         v.ipam.operator.pod_cidr_list =
             vec!["172.20.0.0/16".parse().unwrap(), "172.21.0.0/16".parse().unwrap()];
         v.devices = vec!["eth1".into()];
+        v.ipam.migration = Migration::SideBySide;
+        v.service_cidr = "10.96.0.0/16".parse().ok();
+        assert_eq!(v.to_config_map()["ipv4-native-routing-cidr"], "10.244.0.0/16", "one reads as ever");
+        v.ipv4_native_routing_cidr.push("172.20.0.0/15".parse().unwrap());
+        assert_eq!(v.to_config_map()["ipv4-native-routing-cidr"], "10.244.0.0/16 172.20.0.0/15");
         assert_eq!(Values::from_config_map(&v.to_config_map()).unwrap(), v);
     }
 
@@ -434,10 +392,16 @@ mod tests {
             ],
         )
         .unwrap();
-        let v = Values::from_value(Value::Object(base)).unwrap();
+        let v = Values::from_value(Value::Object(base.clone())).unwrap();
         assert_eq!(v.ipam.mode, IpamMode::ClusterPool);
         assert_eq!(v.ipam.operator.pod_cidr_list, vec!["172.20.0.0/16".parse().unwrap()]);
         assert!(v.auto_direct_node_routes, "earlier values are kept");
+        assert_eq!(serde_json::to_value(&v).unwrap()["ipv4NativeRoutingCIDR"], "172.20.0.0/16");
+        let sets = ["ipam.migration=side-by-side", "ipv4NativeRoutingCIDR={10.244.0.0/16,172.20.0.0/16}"];
+        Values::apply_sets(&mut base, &sets).unwrap();
+        let v = Values::from_value(Value::Object(base)).unwrap();
+        assert_eq!((v.ipam.migration, v.ipv4_native_routing_cidr.len()), (Migration::SideBySide, 2));
+        assert_eq!(Values::from_value(serde_json::to_value(&v).unwrap()).unwrap(), v);
     }
 
     #[test]

@@ -105,7 +105,10 @@ impl Upgrade {
         let after = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         runtime()?.block_on(async {
             let client = client_locked(&state, &running).await?;
-            deploy::write_config(&client, &after).await
+            let used = deploy::pod_cidrs(&client).await?;
+            Values::check_upgrade(&before, &after, &used)
+                .map_err(|e| Ended::Wrong(format!("values: {e}")))?;
+            Ok::<_, Ended>(deploy::write_config(&client, &after).await?)
         })?;
         state.set_running(&running)?;
         tell_changes(&before, &after);

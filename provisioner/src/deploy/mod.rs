@@ -131,6 +131,14 @@ pub async fn wait_first_node(kubeconfig: &str, lab: &Lab, patience: Duration) ->
     waited.map(drop).or_failure(thing, mend)
 }
 
+/// The pod CIDRs that nodes hold.
+pub async fn pod_cidrs(client: &kube::Client) -> Result<Vec<ipnet::Ipv4Net>, Failure> {
+    let api = kube::Api::<NodeNetwork>::all(client.clone());
+    let networks = api.list(&kube::api::ListParams::default()).await;
+    let networks = networks.or_failure("NodeNetworks", "look with: kubectl get nn")?;
+    Ok(networks.items.into_iter().flat_map(|n| n.spec.ipam.pod_cidrs).collect())
+}
+
 /// Writes `podwire-config` anew.
 pub async fn write_config(client: &kube::Client, values: &Values) -> Result<(), Failure> {
     apply::apply_all(client, &[config_map(values)]).await

@@ -223,6 +223,7 @@ impl Lab {
         if let Some(ip) = self.control_plane().and_then(Node::internal_ip) {
             values.k8s_service_host.get_or_insert_with(|| ip.to_string());
         }
+        values.service_cidr.get_or_insert(self.kubernetes.service_cidr);
         Ok(values)
     }
 }

@@ -464,13 +464,18 @@ impl Validator<'_> {
                 return self.report.add(line, format!("values: {error}"));
             }
         };
-        let Some(native) = values.ipv4_native_routing_cidr else { return };
+        let native = &values.ipv4_native_routing_cidr;
+        if native.is_empty() {
+            return;
+        }
         let line = self.line_of_value("ipv4NativeRoutingCIDR");
         let pools: Vec<Ipv4Net> = match values.ipam.mode {
             IpamMode::Kubernetes => raw.pod_cidr.iter().map(|c| c.value).collect(),
             IpamMode::ClusterPool => values.ipam.operator.pod_cidr_list.clone(),
         };
-        for pool in pools.iter().filter(|p| !native.contains(*p)) {
+        for pool in pools.iter().filter(|p| !native.iter().any(|n| n.contains(*p))) {
+            let native: Vec<String> = native.iter().map(ToString::to_string).collect();
+            let native = native.join(", ");
             let message = format!(
                 "values: ipv4NativeRoutingCIDR {native} misses the pod CIDR {pool}; pods would be masqueraded to each other: write {:?}",
                 pool.to_string()
