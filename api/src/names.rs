@@ -4,6 +4,8 @@
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
 /// ConfigMap that carries the agent's configuration, with the keys of [`crate::values`].
 pub const CONFIG_MAP: &str = "podwire-config";
+/// ConfigMap in which the operator keeps the record of the pod CIDRs that it gave.
+pub const POD_CIDRS_CONFIG_MAP: &str = "podwire-pod-cidrs";
 /// DaemonSet of the agent.
 pub const AGENT_DAEMON_SET: &str = "podwire";
 /// Deployment of the operator.
