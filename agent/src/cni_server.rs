@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::Value;
 
 use crate::cni::environment::Verb;
@@ -16,35 +19,58 @@ use crate::cni::error::{CniError, Code};
 use crate::cni::wire::{Request, Response, answer, receive};
 use crate::core::Core;
 
+/// A plugin sends its request at once; who is silent for so long is none.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause after a connection could not be accepted: what it lacks (descriptors, memory) is not there the next moment either.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The server; it stops when dropped, after the calls that are under way.
 #[derive(Debug)]
 pub struct CniServer {
     path: PathBuf,
+    /// Device and inode of the socket's file, by which it is told from that of an agent that came after.
+    file: (u64, u64),
+    listener: Arc<UnixListener>,
     stop: Arc<AtomicBool>,
     calls: Arc<Calls>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How many calls are under way.
+/// The calls that are under way.
 #[derive(Debug, Default)]
 struct Calls {
-    count: Mutex<usize>,
+    state: Mutex<CallsState>,
     done: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct CallsState {
+    count: usize,
+    closed: bool,
+}
+
 impl Calls {
-    fn begin(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    /// Begins a call, unless the server is ending.
+    fn begin(self: &Arc<Self>) -> Option<Running> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            return None;
+        }
+        state.count += 1;
+        Some(Running(self.clone()))
     }
 
     fn end(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).count -= 1;
         self.done.notify_all();
     }
 
-    fn wait(&self) {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.done.wait_while(count, |count| *count > 0).unwrap_or_else(PoisonError::into_inner));
+    /// Lets no call begin any more, and waits for those under way.
+    fn close(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.closed = true;
+        drop(self.done.wait_while(state, |state| state.count > 0).unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -73,32 +99,40 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
 impl CniServer {
     /// Serves `core` at `path`, in the calling thread's network namespace.
     pub fn start(core: Arc<Core>, path: &Path) -> io::Result<Self> {
-        let listener = bind(path)?;
+        let listener = Arc::new(bind(path)?);
+        let file = identity(path)?;
         let stop = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(Calls::default());
-        let (stop_seen, calls_of_thread) = (stop.clone(), calls.clone());
+        let (listener_of_thread, stop_seen, calls_of_thread) =
+            (listener.clone(), stop.clone(), calls.clone());
         let thread = thread::Builder::new()
             .name("cni-server".into())
-            .spawn(move || accept_loop(&listener, &core, &stop_seen, &calls_of_thread))?;
-        Ok(Self { path: path.to_owned(), stop, calls, thread: Some(thread) })
+            .spawn(move || accept_loop(&listener_of_thread, &core, &stop_seen, &calls_of_thread))?;
+        Ok(Self { path: path.to_owned(), file, listener, stop, calls, thread: Some(thread) })
     }
 }
 
 impl Drop for CniServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread out of accept.
-        let woken = UnixStream::connect(&self.path).is_ok();
-        if let Some(thread) = self.thread.take()
-            && woken
-        {
+        // Wakes the thread out of accept, whoever has the path by now.
+        if let Err(cause) = shutdown(self.listener.as_raw_fd(), Shutdown::Both) {
+            tracing::error!("CNI socket: shutdown failed: {cause}");
+        } else if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        self.calls.wait();
-        let _ = fs::remove_file(&self.path);
+        self.calls.close();
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -112,15 +146,13 @@ fn accept_loop(listener: &UnixListener, core: &Arc<Core>, stop: &AtomicBool, cal
             Ok((stream, _)) => stream,
             Err(cause) => {
                 tracing::error!("CNI socket: accept failed: {cause}");
+                thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };
-        calls.begin();
-        let running = Running(calls.clone());
-        let core = core.clone();
+        let (core, calls) = (core.clone(), calls.clone());
         let spawned = thread::Builder::new().name("cni-call".into()).spawn(move || {
-            let _running = running;
-            if let Err(cause) = serve(&core, &mut stream) {
+            if let Err(cause) = serve(&core, &mut stream, &calls) {
                 tracing::warn!("CNI call: {cause}");
             }
         });
@@ -131,8 +163,12 @@ fn accept_loop(listener: &UnixListener, core: &Arc<Core>, stop: &AtomicBool, cal
     }
 }
 
-fn serve(core: &Core, stream: &mut UnixStream) -> io::Result<()> {
+fn serve(core: &Core, stream: &mut UnixStream, calls: &Arc<Calls>) -> io::Result<()> {
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     let (request, netns) = receive(stream)?;
+    // Not before: who has not asked for anything yet does not keep the agent from ending. Without an answer the plugin says
+    // "try again later".
+    let Some(_running) = calls.begin() else { return Ok(()) };
     let outcome = dispatch(core, &request, netns.as_ref());
     if let Err(error) = &outcome {
         tracing::warn!(

@@ -3,6 +3,10 @@
 mod common;
 
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use common::{Namespace, TestNode, files};
 use podwire_agent::core::Restored;
@@ -71,4 +75,37 @@ fn a_new_pod_cidr_leaves_old_pods_their_addresses() {
     let addresses = node.ns.ip("-o -4 address show dev podwire_host");
     assert!(addresses.contains("172.20.0.1/32") && !addresses.contains("10.244.0.1"), "{addresses}");
     assert!(new.ip("route").contains("default via 172.20.0.1"));
+}
+
+/// Ends the agent; who waits longer than this for its end waits for ever.
+fn ends(work: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    ended.recv_timeout(Duration::from_secs(20)).expect("the agent ends");
+}
+
+#[test]
+fn a_caller_that_says_nothing_does_not_keep_the_agent_from_ending() {
+    let mut node = TestNode::new("10.244.0.0/29");
+    let silent = UnixStream::connect(node.socket()).unwrap();
+    // Calls are taken in their order: once this one is answered, the silent one is being listened to.
+    assert!(node.call("STATUS", "", "", &node.config("1.1.0")).success);
+    let server = node.server.take();
+    ends(move || drop(server));
+    drop(silent);
+}
+
+#[test]
+fn an_agent_that_ends_late_leaves_its_successor_the_socket() {
+    let mut node = TestNode::new("10.244.0.0/29");
+    let first = node.server.take();
+    node.start();
+    ends(move || drop(first));
+    assert!(node.call("STATUS", "", "", &node.config("1.1.0")).success);
+    let second = node.server.take();
+    ends(move || drop(second));
+    assert!(!node.socket().exists(), "the last one takes its own away");
 }

@@ -12,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{EndpointRow, IpcacheRow, MetricRow, Network, Reply, Request, Status};
-use crate::cni_server::bind;
+use crate::cni_server::{ACCEPT_PAUSE, bind};
 use crate::daemon::{Agent, Running};
 
 /// Longest request.
@@ -34,7 +34,10 @@ pub fn serve(agent: Arc<Agent>, path: &Path) -> io::Result<()> {
                         }
                     });
                 }
-                Err(cause) => tracing::error!("local API: accept failed: {cause}"),
+                Err(cause) => {
+                    tracing::error!("local API: accept failed: {cause}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     });
