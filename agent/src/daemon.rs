@@ -1,6 +1,7 @@
 //! The agent as a process: what is started in which order, and how it ends.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -8,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use podwire_abi::NodeConfig;
 use podwire_api::names::{API_SOCKET, BPF_DIR, CNI_BIN_DIR, CNI_CONF_DIR, CNI_SOCKET, STATE_DIR};
 use podwire_api::nodenetwork::NodeNetwork;
@@ -275,6 +277,7 @@ fn prepare(
 }
 
 /// What is watched for as long as the agent runs.
+#[derive(Clone)]
 struct Stores {
     nodes: Store<NodeNetwork>,
     pods: Store<Pod>,
@@ -289,6 +292,16 @@ impl Stores {
             pods: watch(Api::<Pod>::all(client.clone()), all(), "watch-pods", health.clone(), signal()),
         }
     }
+}
+
+/// Whether a watch has seen every object once. Until then an empty store means nothing: an agent that starts must not take away
+/// what the one before made of them.
+fn is_told<K>(store: &Store<K>) -> bool
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.wait_until_ready().now_or_never().is_some_and(|told| told.is_ok())
 }
 
 fn routes_controller(
@@ -309,7 +322,10 @@ fn routes_controller(
         core: prepared.core.clone(),
         values: values.clone(),
         node_ip: node.internal_ip,
-        peers: Box::new(move || nodes.state().iter().map(|n| peer(n)).filter(|p| p.name != own).collect()),
+        peers: Box::new(move || {
+            let told = is_told(&nodes);
+            told.then(|| nodes.state().iter().map(|n| peer(n)).filter(|p| p.name != own).collect())
+        }),
         devices: routes::Devices {
             attach_underlay: Box::new(move |index| Ok(for_underlay.attach_network_device(index)?)),
             attach_host: Box::new(move |index| Ok(attach_host(index)?)),
@@ -328,9 +344,11 @@ fn ipcache_controller(
     health: &Arc<Health>,
 ) -> ipcache::Controller {
     let (nodes, pods, same_pods) = (stores.nodes.clone(), stores.pods.clone(), stores.pods.clone());
+    let all = stores.clone();
     let (own, own_again) = (node.name.clone(), node.name.clone());
     ipcache::Controller {
         core: core.clone(),
+        complete: Box::new(move || is_told(&all.nodes) && is_told(&all.pods)),
         nodes: Box::new(move || nodes.state().iter().map(|n| node_addresses(n, &own)).collect()),
         pods: Box::new(move || pods.state().iter().filter_map(|p| pod_address(p)).collect()),
         identities: Box::new(move || {

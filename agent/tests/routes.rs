@@ -18,7 +18,8 @@ use podwire_api::values::Values;
 /// A node on an underlay with the routes controller running, as the daemon runs it.
 struct Routed {
     node: TestNode,
-    peers: Arc<Mutex<Vec<Peer>>>,
+    /// None: the API server has not told yet.
+    peers: Arc<Mutex<Option<Vec<Peer>>>>,
     health: Arc<Health>,
     outcome: Arc<ArcSwap<Outcome>>,
     stop: Option<mpsc::Sender<()>>,
@@ -49,7 +50,7 @@ impl Routed {
         values.endpoint_routes.enabled = endpoint_routes;
         let mut routed = Self {
             node,
-            peers: Arc::default(),
+            peers: Arc::new(Mutex::new(Some(Vec::new()))),
             health: Arc::default(),
             outcome: Arc::default(),
             stop: None,
@@ -96,7 +97,7 @@ impl Routed {
     }
 
     fn set_peers(&self, peers: Vec<Peer>) {
-        *self.peers.lock().unwrap() = peers;
+        *self.peers.lock().unwrap() = Some(peers);
         self.node.core().signal().notify();
     }
 
@@ -207,9 +208,18 @@ fn a_restart_keeps_own_routes_and_removes_stale_ones() {
     ]);
     routed.until("both", |t| t.contains(TO_W1) && t.contains("10.244.2.0/24"));
     routed.stop();
-    *routed.peers.lock().unwrap() = vec![peer("k8s-w1", "192.168.10.101", "10.244.1.0/24")];
+    // The API server answers late: the agent that starts does not know of any peer.
+    *routed.peers.lock().unwrap() = None;
     assert!(routed.table().contains("10.244.2.0/24"), "a stopped agent takes nothing away");
+    let pod = Namespace::new();
+    let ip = routed.node.add("c1", &pod.path()).ip();
+    routed.node.ns.ip(&format!("route delete {ip}/32"));
     routed.start();
+    // Its runs bring the pod's route back, and touch no peer's.
+    routed.until("the agent has looked at the table", |t| t.contains(&ip.to_string()));
+    let table = routed.table();
+    assert!(table.contains(TO_W1) && table.contains("10.244.2.0/24"), "{table}");
+    routed.set_peers(vec![peer("k8s-w1", "192.168.10.101", "10.244.1.0/24")]);
     routed.until("the stale one is known as own and removed", |t| {
         t.contains(TO_W1) && !t.contains("10.244.2.0/24")
     });

@@ -22,6 +22,8 @@ pub type Names = BTreeMap<Ipv4Addr, String>;
 pub struct Controller {
     /// The agent's core.
     pub core: Arc<Core>,
+    /// Whether the API server has told all nodes and pods; what was known before stays until it has.
+    pub complete: Box<dyn Fn() -> bool + Send>,
     /// The nodes, as the API server tells.
     pub nodes: Box<dyn Fn() -> Vec<NodeAddresses> + Send>,
     /// The pods that have addresses, as the API server tells.
@@ -46,6 +48,8 @@ impl Controller {
 
     /// One run.
     pub fn once(&self) {
+        // Asked first: what is told meanwhile is not taken for everything.
+        let complete = (self.complete)();
         let mut errors = self.core.set_identities((self.identities)());
         let (nodes, pods, live) = ((self.nodes)(), (self.pods)(), self.core.live());
         let local: Vec<LocalPod> =
@@ -56,7 +60,10 @@ impl Controller {
         match datapath.ipcache() {
             Ok(present) => {
                 let present: BTreeMap<Ipv4Net, IpcacheEntry> = present.into_iter().collect();
-                let changes = diff(&desired, &present);
+                let mut changes = diff(&desired, &present);
+                if !complete {
+                    changes.delete.clear();
+                }
                 let upserts = changes.upsert.iter().map(|(net, entry)| datapath.ipcache_upsert(*net, *entry));
                 let deletes = changes.delete.iter().map(|net| datapath.ipcache_delete(*net));
                 errors.extend(upserts.chain(deletes).filter_map(|r| r.err().map(|e| e.to_string())));

@@ -41,8 +41,8 @@ pub struct Controller {
     pub values: Values,
     /// The node's InternalIP.
     pub node_ip: Ipv4Addr,
-    /// The other nodes, as the API server tells.
-    pub peers: Box<dyn Fn() -> Vec<Peer> + Send>,
+    /// The other nodes, as the API server tells; none while it has not told yet.
+    pub peers: Box<dyn Fn() -> Option<Vec<Peer>> + Send>,
     /// The datapath's part.
     pub devices: Devices,
     /// MTU of podwire_host.

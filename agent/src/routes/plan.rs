@@ -31,8 +31,8 @@ pub struct Inputs {
     pub router: Option<Ipv4Addr>,
     /// The node's pod CIDRs.
     pub pod_cidrs: Vec<Ipv4Net>,
-    /// The other nodes.
-    pub peers: Vec<Peer>,
+    /// The other nodes; none while nobody has told yet who they are.
+    pub peers: Option<Vec<Peer>>,
     /// The pods of this node: address and device.
     pub endpoints: Vec<(Ipv4Addr, String)>,
     /// Value `autoDirectNodeRoutes`.
@@ -50,11 +50,13 @@ pub struct Plan {
     pub routes: BTreeSet<Route>,
     /// Peers to which there cannot be one, in words.
     pub errors: Vec<String>,
+    /// The other nodes are not known yet: what the agent before installed stays until they are.
+    pub partial: bool,
 }
 
 /// Plans the routes.
 pub fn plan(inputs: &Inputs) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { partial: inputs.peers.is_none(), ..Plan::default() };
     if inputs.endpoint_routes {
         let to_pods = inputs.endpoints.iter();
         plan.routes.extend(to_pods.map(|(ip, dev)| Route {
@@ -80,7 +82,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
 
 fn plan_peers(inputs: &Inputs, plan: &mut Plan) {
     // In the order of their names, so that every node decides alike when two peers claim the same addresses.
-    let mut peers: Vec<&Peer> = inputs.peers.iter().collect();
+    let mut peers: Vec<&Peer> = inputs.peers.iter().flatten().collect();
     peers.sort_by(|a, b| a.name.cmp(&b.name));
     let own = inputs.pod_cidrs.iter().map(|c| (*c, "this node".to_owned()));
     let mut claimed: Vec<(Ipv4Net, String)> = own.collect();
@@ -130,10 +132,10 @@ mod tests {
             subnets: vec!["192.168.10.100/24".parse().unwrap()],
             router: Some("10.244.0.1".parse().unwrap()),
             pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
-            peers: vec![
+            peers: Some(vec![
                 peer("k8s-w1", "192.168.10.101", "10.244.1.0/24"),
                 peer("k8s-w0", "192.168.20.100", "10.244.2.0/24"),
-            ],
+            ]),
             endpoints: vec![("10.244.0.7".parse().unwrap(), "lxc1".into())],
             auto_direct_node_routes: true,
             skip_unreachable: false,
@@ -178,11 +180,11 @@ mod tests {
     #[test]
     fn overlapping_cidrs_get_one_route_and_an_error() {
         let mut input = inputs();
-        input.peers = vec![
+        input.peers = Some(vec![
             peer("b", "192.168.10.102", "10.244.1.0/24"),
             peer("a", "192.168.10.101", "10.244.0.0/16"),
             peer("c", "192.168.10.103", "10.244.1.128/25"),
-        ];
+        ]);
         let planned = plan(&input);
         assert!(
             planned.errors[0].contains("10.244.0.0/16 of node a overlaps with 10.244.0.0/24 of this node")
@@ -196,9 +198,12 @@ mod tests {
     #[test]
     fn peers_that_have_not_told_everything_are_waited_for() {
         let mut input = inputs();
-        input.peers[0].internal_ip = None;
-        input.peers[1].pod_cidrs.clear();
+        let peers = input.peers.as_mut().unwrap();
+        peers[0].internal_ip = None;
+        peers[1].pod_cidrs.clear();
         let planned = plan(&input);
-        assert_eq!((planned.routes.len(), planned.errors.len()), (1, 0));
+        assert_eq!((planned.routes.len(), planned.errors.len(), planned.partial), (1, 0, false));
+        let planned = plan(&Inputs { peers: None, ..inputs() });
+        assert_eq!((planned.routes.len(), planned.errors.len(), planned.partial), (1, 0, true));
     }
 }

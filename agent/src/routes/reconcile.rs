@@ -56,14 +56,20 @@ impl Reconciler {
     pub fn run(&mut self, netlink: &mut Netlink, plan: &Plan) -> Result<Outcome, ReconcileError> {
         let devices: BTreeMap<String, u32> =
             netlink.links()?.into_iter().map(|l| (l.name, l.index)).collect();
-        let actions = diff(&plan.routes, &self.own, &netlink.routes()?, &devices);
+        let mut actions = diff(&plan.routes, &self.own, &netlink.routes()?, &devices);
+        if plan.partial {
+            actions.delete.clear();
+        }
         // What is there already is ours if it was before, or if it hangs on a pod's device; somebody else's route that happens
         // to be the same stays theirs.
         let kept = |r: &&Route| self.own.contains(*r) || r.dev.starts_with(ENDPOINT_DEVICE_PREFIX);
         let changed = || actions.add.iter().chain(&actions.replace);
         let refused = |r: &&Route| !actions.conflicts.iter().any(|(c, _)| c == *r);
-        let after: BTreeSet<Route> =
+        let mut after: BTreeSet<Route> =
             plan.routes.iter().filter(kept).filter(refused).chain(changed()).cloned().collect();
+        if plan.partial {
+            after.extend(self.own.iter().cloned());
+        }
         // On record before it is installed, so that it is known as ours whenever the agent is killed.
         self.record(self.own.union(&after).cloned().collect())?;
         let mut outcome = Outcome {
