@@ -253,14 +253,20 @@ fn prepare(
     cidrs: &[ipnet::Ipv4Net],
     health: &Health,
 ) -> Result<Prepared, DaemonError> {
+    // First, as it is what a kernel may refuse: then nothing has been made.
+    let datapath = Datapath::open(BPF_DIR.as_ref())?;
     host::apply_sysctls()?;
     let mut netlink = Netlink::open()?;
     let underlay = host::find_underlay(&mut netlink, node.internal_ip, &values.devices)?;
     let mtu = if values.mtu == 0 { underlay.link.mtu } else { values.mtu };
-    let pool = Pool::new(cidrs)?;
-    let (host_link, _) = host::ensure_host_device(&mut netlink, pool.router(), mtu)?;
-    let datapath = Datapath::open(BPF_DIR.as_ref())?;
-    let pod_cidrs = cidrs.iter().map(|c| (c.network(), c.prefix_len()));
+    let pools: &[ipnet::Ipv4Net] = match values.ipam.mode {
+        IpamMode::Kubernetes => &[],
+        IpamMode::ClusterPool => &values.ipam.operator.pod_cidr_list,
+    };
+    let pool = Pool::within(cidrs, pools)?;
+    let (host_link, _) = host::ensure_host_device(&mut netlink, &pool.routers(), mtu)?;
+    // Without CIDRs of before: the programs would drop what goes to their router addresses.
+    let pod_cidrs = pool.given().iter().map(|c| (c.network(), c.prefix_len()));
     datapath.set_config(NodeConfig::new(node.internal_ip, pool.router(), pod_cidrs))?;
     // Endpoints first: what comes from the wire then finds them.
     let store = StateStore::open(STATE_DIR.as_ref())?;

@@ -91,11 +91,11 @@ pub fn find_underlay(
     Ok(Underlay { link, subnets })
 }
 
-/// Makes `podwire_host` and its peer as they should be: up, without ARP, with the router address and no other, of the right MTU.
+/// Makes `podwire_host` and its peer as they should be: up, without ARP, with the router addresses and no others, of the right MTU.
 /// Returns the device and whether anything had to be changed.
 pub fn ensure_host_device(
     netlink: &mut Netlink,
-    router: Ipv4Addr,
+    routers: &[Ipv4Addr],
     mtu: u32,
 ) -> Result<(Link, bool), HostError> {
     let mut changed = false;
@@ -125,14 +125,12 @@ pub fn ensure_host_device(
         what: format!("finding link {HOST_DEVICE}"),
         source: io::Error::from_raw_os_error(libc::ENODEV),
     })?;
-    let wanted = host_net(router);
+    let wanted: Vec<Ipv4Net> = routers.iter().map(|ip| host_net(*ip)).collect();
     let addresses: Vec<Ipv4Net> =
         netlink.addresses()?.into_iter().filter(|(i, _)| *i == link.index).map(|(_, a)| a).collect();
     let mut ops = Vec::new();
-    if !addresses.contains(&wanted) {
-        ops.push(address::add(link.index, wanted));
-    }
-    ops.extend(addresses.into_iter().filter(|a| *a != wanted).map(|a| address::delete(link.index, a)));
+    ops.extend(wanted.iter().filter(|a| !addresses.contains(a)).map(|a| address::add(link.index, *a)));
+    ops.extend(addresses.into_iter().filter(|a| !wanted.contains(a)).map(|a| address::delete(link.index, a)));
     changed |= !ops.is_empty();
     netlink.batch(ops)?;
     Ok((link, changed))

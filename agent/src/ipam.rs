@@ -1,7 +1,8 @@
 //! Which pod gets which address. Pure: the durable part is [`crate::store`].
 //!
 //! Of each pod CIDR the network and the broadcast address are never given; the first usable address of the first CIDR
-//! is the node's router address. Allocation is next-fit: it goes on from the address that was given last, so an address
+//! is the node's router address. While a node moves to another pool it has CIDRs of before too: out of those nothing is given
+//! any more, and their router addresses stay, for the pods that have them as their gateway. Allocation is next-fit: it goes on from the address that was given last, so an address
 //! that was freed is not given again at once (peers may still have connections and neighbour entries for it).
 
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ pub enum IpamError {
 #[derive(Clone, Debug)]
 pub struct Pool {
     cidrs: Vec<Ipv4Net>,
+    /// Those out of which addresses are given.
+    given: Vec<Ipv4Net>,
     router: Ipv4Addr,
     used: BTreeMap<Ipv4Addr, String>,
     /// The address that was given last.
@@ -52,8 +55,12 @@ pub struct Pool {
 impl Pool {
     /// A pool of `cidrs`, with only the router address in use.
     pub fn new(cidrs: &[Ipv4Net]) -> Result<Self, IpamError> {
+        Self::within(cidrs, &[])
+    }
+
+    /// A pool of `cidrs` that gives only addresses inside `pools`; if none of the CIDRs is inside, of all.
+    pub fn within(cidrs: &[Ipv4Net], pools: &[Ipv4Net]) -> Result<Self, IpamError> {
         let cidrs: Vec<Ipv4Net> = cidrs.iter().map(Ipv4Net::trunc).collect();
-        let first = *cidrs.first().ok_or(IpamError::NoCidr)?;
         if let Some(small) = cidrs.iter().find(|c| c.prefix_len() > 30) {
             return Err(IpamError::TooSmall(*small));
         }
@@ -62,9 +69,15 @@ impl Pool {
                 return Err(IpamError::Overlap(*a, *b));
             }
         }
-        let router = router_address(first);
-        let used = BTreeMap::from([(router, ROUTER.to_owned())]);
-        Ok(Self { cidrs, router, used, cursor: router })
+        let inside = |c: &Ipv4Net| pools.iter().any(|p| p.contains(c));
+        let mut given: Vec<Ipv4Net> = cidrs.iter().copied().filter(inside).collect();
+        if given.is_empty() {
+            given.clone_from(&cidrs);
+        }
+        let router = router_address(*given.first().ok_or(IpamError::NoCidr)?);
+        let old = cidrs.iter().filter(|c| !given.contains(c)).map(|c| router_address(*c));
+        let used = old.chain([router]).map(|ip| (ip, ROUTER.to_owned())).collect();
+        Ok(Self { cidrs, given, router, used, cursor: router })
     }
 
     /// The node's own address in the pod network: the pods' gateway.
@@ -72,9 +85,20 @@ impl Pool {
         self.router
     }
 
-    /// The CIDRs.
+    /// Every router address: the node's own, and those of CIDRs of before.
+    pub fn routers(&self) -> Vec<Ipv4Addr> {
+        let old = self.cidrs.iter().filter(|c| !self.given.contains(c)).map(|c| router_address(*c));
+        std::iter::once(self.router).chain(old).collect()
+    }
+
+    /// The CIDRs, those of before too.
     pub fn cidrs(&self) -> &[Ipv4Net] {
         &self.cidrs
+    }
+
+    /// The CIDRs out of which addresses are given.
+    pub fn given(&self) -> &[Ipv4Net] {
+        &self.given
     }
 
     /// Every address in use and who has it. Addresses outside the CIDRs are those of pods that are older than the CIDRs.
@@ -82,14 +106,14 @@ impl Pool {
         &self.used
     }
 
-    /// How many addresses of the CIDRs are in use, the router's included.
+    /// How many addresses of the CIDRs out of which addresses are given are in use, the router's included.
     pub fn used_count(&self) -> usize {
-        self.used.keys().filter(|ip| self.cidrs.iter().any(|c| c.contains(*ip))).count()
+        self.used.keys().filter(|ip| self.given.iter().any(|c| c.contains(*ip))).count()
     }
 
-    /// How many addresses the CIDRs hold, network and broadcast addresses not counted.
+    /// How many addresses those CIDRs hold, network and broadcast addresses not counted.
     pub fn total(&self) -> usize {
-        self.cidrs.iter().map(|c| usable(*c) as usize).sum()
+        self.given.iter().map(|c| usable(*c) as usize).sum()
     }
 
     /// Gives the next free address to `owner`.
@@ -120,31 +144,31 @@ impl Pool {
 
     /// Continues after `ip`, if it is one of ours (after a restart: the address that was given last).
     pub fn continue_after(&mut self, ip: Ipv4Addr) {
-        if self.cidrs.iter().any(|c| c.contains(&ip)) {
+        if self.given.iter().any(|c| c.contains(&ip)) {
             self.cursor = ip;
         }
     }
 
-    /// Takes an address back. The router's stays.
+    /// Takes an address back. A router's stays.
     pub fn free(&mut self, ip: Ipv4Addr) {
-        if ip != self.router {
+        if self.used.get(&ip).is_some_and(|owner| owner != ROUTER) {
             self.used.remove(&ip);
         }
     }
 
     /// The usable address that follows `ip`, through all CIDRs and around.
     fn after(&self, ip: Ipv4Addr) -> Ipv4Addr {
-        let at = self.cidrs.iter().position(|c| c.contains(&ip)).unwrap_or(0);
-        let cidr = self.cidrs[at];
+        let at = self.given.iter().position(|c| c.contains(&ip)).unwrap_or(0);
+        let cidr = self.given[at];
         let next = u32::from(ip).saturating_add(1);
         if cidr.contains(&ip) && next < u32::from(cidr.broadcast()) {
             return Ipv4Addr::from(next);
         }
-        router_address(self.cidrs[(at + 1) % self.cidrs.len()])
+        router_address(self.given[(at + 1) % self.given.len()])
     }
 
     fn exhausted(&self) -> IpamError {
-        let cidrs: Vec<String> = self.cidrs.iter().map(ToString::to_string).collect();
+        let cidrs: Vec<String> = self.given.iter().map(ToString::to_string).collect();
         IpamError::Exhausted { cidrs: cidrs.join(", "), used: self.used_count(), total: self.total() }
     }
 }
@@ -209,6 +233,24 @@ mod tests {
         assert!(p.keep(Ipv4Addr::new(10, 244, 0, 9), "default/old"));
         assert!(!p.keep(Ipv4Addr::new(10, 244, 0, 9), "default/other"));
         assert_eq!((p.used_count(), p.total(), p.used().len()), (1, 2, 2));
+    }
+
+    #[test]
+    fn cidrs_of_before_are_served_but_nothing_is_given_of_them() {
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let cidrs = [net("172.20.0.0/30"), net("10.244.0.0/24")];
+        let mut p = Pool::within(&cidrs, &[net("172.20.0.0/16")]).unwrap();
+        assert_eq!(p.routers(), [Ipv4Addr::new(172, 20, 0, 1), Ipv4Addr::new(10, 244, 0, 1)]);
+        assert!(p.keep(Ipv4Addr::new(10, 244, 0, 9), "default/old"));
+        p.continue_after(Ipv4Addr::new(10, 244, 0, 9));
+        assert_eq!(p.allocate("default/new").unwrap(), Ipv4Addr::new(172, 20, 0, 2));
+        let full = p.allocate("default/more").unwrap_err().to_string();
+        assert!(full.starts_with("no free address in 172.20.0.0/30 (2 of 2 used)"), "{full}");
+        p.free(Ipv4Addr::new(10, 244, 0, 1));
+        assert_eq!((p.used().len(), p.cidrs().len(), p.given().len()), (4, 2, 1));
+        // What is left from mode kubernetes alone goes on as it was.
+        let stale = Pool::within(&cidrs[1..], &[net("172.20.0.0/16")]).unwrap();
+        assert_eq!((stale.given(), stale.routers().len()), (&cidrs[1..], 1));
     }
 
     proptest! {

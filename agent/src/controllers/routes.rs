@@ -129,7 +129,7 @@ impl Controller {
     fn reconcile(&self, memory: &mut Memory) -> Result<Outcome, RunError> {
         let mut netlink = Netlink::open()?;
         let pool = self.core.pool();
-        let (host, _) = ensure_host_device(&mut netlink, pool.router(), self.mtu)?;
+        let (host, _) = ensure_host_device(&mut netlink, &pool.routers(), self.mtu)?;
         if memory.host != Some(host.index) {
             (self.devices.attach_host)(host.index).map_err(RunError::Datapath)?;
             memory.host = Some(host.index);

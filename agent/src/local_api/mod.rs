@@ -77,9 +77,12 @@ pub struct Network {
     pub device: String,
     /// Value `ipam.mode`.
     pub ipam: String,
-    /// The node's pod CIDRs.
+    /// The pod CIDRs out of which the node gives addresses.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<Ipv4Net>,
+    /// Pod CIDRs of before, which are served until their last pod is gone.
+    #[serde(default, rename = "oldPodCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub old_pod_cidrs: Vec<Ipv4Net>,
     /// Addresses in use.
     pub used: usize,
     /// Addresses there are.

@@ -105,9 +105,12 @@ pub fn status(status: &Status) -> String {
             line("Node", format!("{} {} on {}", status.node, network.node_ip, network.device));
             let cidrs: Vec<String> = network.pod_cidrs.iter().map(ToString::to_string).collect();
             let cidrs = cidrs.join(", ");
+            let old: Vec<String> = network.old_pod_cidrs.iter().map(ToString::to_string).collect();
+            let old =
+                if old.is_empty() { String::new() } else { format!("; pods of {} live on", old.join(", ")) };
             line(
                 "IPAM",
-                format!("{}: {}/{} allocated from {cidrs}", network.ipam, network.used, network.total),
+                format!("{}: {}/{} allocated from {cidrs}{old}", network.ipam, network.used, network.total),
             );
             line("Router", format!("{} on {}", network.router_ip, podwire_api::names::HOST_DEVICE));
             let per_pod = if network.endpoint_routes { "a route per pod" } else { "one route for all pods" };

@@ -169,7 +169,7 @@ impl TestNode {
         let (core, restored, server) = self.ns.run(|| {
             host::apply_sysctls().unwrap();
             let pool = Pool::new(&[self.cidr]).unwrap();
-            host::ensure_host_device(&mut Netlink::open().unwrap(), pool.router(), 1500).unwrap();
+            host::ensure_host_device(&mut Netlink::open().unwrap(), &pool.routers(), 1500).unwrap();
             let wiring = Wiring { endpoint_routes: self.endpoint_routes, ipv6: host::has_ipv6() };
             let store = Store::open(&self.state()).unwrap();
             let settings = NodeSettings { wiring, mtu: 1500 };
