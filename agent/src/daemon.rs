@@ -10,18 +10,18 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use podwire_abi::NodeConfig;
-use podwire_api::names::{API_SOCKET, BPF_DIR, CNI_BIN_DIR, CNI_CONF_DIR, CNI_SOCKET, STATE_DIR};
+use podwire_api::names::{API_SOCKET, BPF_DIR, CNI_BIN_DIR, CNI_CONF_DIR, CNI_SOCKET, CONFIG_MAP, STATE_DIR};
 use podwire_api::nodenetwork::NodeNetwork;
 use podwire_api::values::{IpamMode, Values};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cni_server::CniServer;
-use crate::controllers::{ipcache, node_network, routes, settle};
+use crate::controllers::{config, ipcache, node_network, routes, settle};
 use crate::core::{Core, NodeSettings, RestoreError};
 use crate::datapath::{Datapath, DatapathError};
 use crate::flows::Flows;
@@ -31,8 +31,8 @@ use crate::install::{InstallError, install_plugin, write_conflist};
 use crate::ipam::{IpamError, Pool};
 use crate::kubernetes::client::{ClientError, connect};
 use crate::kubernetes::model::{node_addresses, owner, peer, pod_address, pod_identity};
-use crate::kubernetes::node_network::{apply, desired};
-use crate::kubernetes::startup::{OwnNode, StartupError, own_cidrs, own_node, values};
+use crate::kubernetes::node_network::Desired;
+use crate::kubernetes::startup::{OwnNode, StartupError, only, own_cidrs, own_node, values};
 use crate::kubernetes::watch::watch;
 use crate::local_api;
 use crate::netlink::{Netlink, NetlinkError};
@@ -161,15 +161,18 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     // Set once, here.
     let _ = agent.api_server.set(server);
     let health = agent.health.clone();
-    let (config, values) = values(&client, &options.config_map_namespace, &health).await?;
+    let (config_map, values) = values(&client, &options.config_map_namespace, &health).await?;
     let node = own_node(&client, &options.node_name, values.ipam.mode, &health).await?;
     let cidrs = pod_cidrs(&client, &node, &values, &health).await?;
     tracing::info!("{} {}: pod CIDRs {cidrs:?}, {values:?}", node.name, node.internal_ip);
 
     let prepared = prepare(&node, &values, &cidrs, &health)?;
     let core = prepared.core.clone();
-    let own_cidrs = (values.ipam.mode == IpamMode::Kubernetes).then_some(cidrs.as_slice());
-    let object = desired(&node, Some(core.pool().router()), own_cidrs);
+    let desired = Desired {
+        node: node.clone(),
+        router: Some(core.pool().router()),
+        pod_cidrs: (values.ipam.mode == IpamMode::Kubernetes).then(|| cidrs.clone()),
+    };
     let stores = Stores::open(&client, &core, &health);
     let names: Arc<ArcSwap<ipcache::Names>> = Arc::default();
     let outcome: Arc<ArcSwap<Outcome>> = Arc::default();
@@ -178,11 +181,15 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     tokio::spawn(routes_controller(&prepared, &node, &values, &stores, &outcome, &health).run());
     tokio::spawn(ipcache_controller(&core, &node, &stores, &names, &health).run());
     tokio::spawn(settle::run(core.clone(), health.clone()));
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), &options.config_map_namespace);
+    let maps = watch(maps, only(CONFIG_MAP), "watch-config", health.clone(), core.signal().clone());
+    tokio::spawn(config::run(core.clone(), values.clone(), maps, health.clone()));
     let node_network = node_network::Controller {
         client,
         core: core.clone(),
-        name: node.name.clone(),
-        desired: object,
+        desired,
+        values: values.clone(),
+        namespace: options.config_map_namespace.clone(),
         store: stores.nodes.clone(),
         health: health.clone(),
     };
@@ -190,7 +197,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         core: core.clone(),
         datapath: prepared.datapath,
         values,
-        config: config.data.unwrap_or_default(),
+        config: config_map.data.unwrap_or_default(),
         node_ip: node.internal_ip,
         device: prepared.underlay.link.name,
         mtu: prepared.mtu,
@@ -226,9 +233,9 @@ async fn pod_cidrs(
     if values.ipam.mode == IpamMode::Kubernetes {
         return Ok(node.pod_cidrs.clone());
     }
-    // The operator gives CIDRs to NodeNetworks, so there must be one.
-    let object = desired(node, None, None);
-    while let Err(cause) = apply(client, &node.name, &object).await {
+    // The operator gives CIDRs to NodeNetworks, so there must be one. What stands in it is put right later.
+    let desired = Desired { node: node.clone(), router: None, pod_cidrs: None };
+    while let Err(cause) = desired.create(client).await {
         health.fail(
             "node-network",
             format!("NodeNetwork {}: {cause}; does the CRD exist? (trying again)", node.name),

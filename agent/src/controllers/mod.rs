@@ -1,5 +1,6 @@
 //! Loops that bring what is to what should be: each waits for a change, looks at everything, and acts on the difference.
 
+pub mod config;
 pub mod ipcache;
 pub mod node_network;
 pub mod routes;

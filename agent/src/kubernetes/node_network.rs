@@ -15,35 +15,76 @@ use super::startup::OwnNode;
 /// Name under which the agent's fields are applied.
 const MANAGER: &str = "podwire-agent";
 
-/// What the agent says of its node. In mode cluster-pool the pod CIDRs are the operator's field, and left out.
-pub fn desired(node: &OwnNode, router: Option<Ipv4Addr>, pod_cidrs: Option<&[Ipv4Net]>) -> Value {
-    let mut object = json!({
-        "apiVersion": "podwire.dev/v1",
-        "kind": "NodeNetwork",
-        "metadata": {
-            "name": node.name,
-            // Goes with its Node.
-            "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid }],
-        },
-        "spec": { "addresses": addresses(node.internal_ip, router) },
-    });
-    if let Some(cidrs) = pod_cidrs {
-        object["spec"]["ipam"] = json!({ "podCIDRs": cidrs });
+/// Name under which an agent in mode kubernetes applies the pod CIDRs. A manager of their own: an agent that comes after it in
+/// mode cluster-pool leaves them as they are, so that a NodeNetwork keeps its CIDRs until it is deleted.
+const IPAM_MANAGER: &str = "podwire-agent-ipam";
+
+/// What the agent says of its node.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The node.
+    pub node: OwnNode,
+    /// Its router address, once it has one.
+    pub router: Option<Ipv4Addr>,
+    /// Its pod CIDRs in mode kubernetes. In mode cluster-pool they are the operator's field.
+    pub pod_cidrs: Option<Vec<Ipv4Net>>,
+}
+
+impl Desired {
+    fn object(&self, spec: &Value) -> Value {
+        json!({
+            "apiVersion": "podwire.dev/v1",
+            "kind": "NodeNetwork",
+            "metadata": { "name": self.node.name },
+            "spec": spec,
+        })
     }
-    object
+
+    fn addresses_object(&self) -> Value {
+        let mut object = self.object(&json!({ "addresses": addresses(self.node.internal_ip, self.router) }));
+        // Goes with its Node.
+        object["metadata"]["ownerReferences"] =
+            json!([{ "apiVersion": "v1", "kind": "Node", "name": self.node.name, "uid": self.node.uid }]);
+        object
+    }
+
+    /// Whether `present` has the pod CIDRs that the agent says.
+    pub fn cidrs_are_current(&self, present: &NodeNetwork) -> bool {
+        self.pod_cidrs.as_ref().is_none_or(|cidrs| present.spec.ipam.pod_cidrs == *cidrs)
+    }
+
+    /// Whether `present` has the addresses that the agent says.
+    pub fn addresses_are_current(&self, present: &NodeNetwork) -> bool {
+        present.spec.addresses == addresses(self.node.internal_ip, self.router)
+    }
+
+    /// Creates or updates the object's pod CIDRs, if they are the agent's. Before the addresses: the operator never sees a
+    /// NodeNetwork of mode kubernetes that waits for CIDRs.
+    pub async fn apply_cidrs(&self, client: &Client) -> kube::Result<()> {
+        let Some(cidrs) = &self.pod_cidrs else { return Ok(()) };
+        let object = self.object(&json!({ "ipam": { "podCIDRs": cidrs } }));
+        apply(client, IPAM_MANAGER, &self.node.name, &object).await
+    }
+
+    /// Makes the object, if there is none.
+    pub async fn create(&self, client: &Client) -> kube::Result<()> {
+        let api: Api<NodeNetwork> = Api::all(client.clone());
+        if api.get_metadata_opt(&self.node.name).await?.is_some() {
+            return Ok(());
+        }
+        self.apply_addresses(client).await
+    }
+
+    /// Creates or updates the object's addresses.
+    pub async fn apply_addresses(&self, client: &Client) -> kube::Result<()> {
+        apply(client, MANAGER, &self.node.name, &self.addresses_object()).await
+    }
 }
 
-/// Whether `present` says what the agent says.
-pub fn is_current(present: &NodeNetwork, desired: &Value) -> bool {
-    let Ok(wanted) = serde_json::from_value::<NodeNetwork>(desired.clone()) else { return false };
-    let cidrs_match = desired["spec"].get("ipam").is_none() || present.spec.ipam == wanted.spec.ipam;
-    present.spec.addresses == wanted.spec.addresses && cidrs_match
-}
-
-/// Creates or updates the object (server-side apply: fields of others stay).
-pub async fn apply(client: &Client, name: &str, desired: &Value) -> kube::Result<NodeNetwork> {
+/// Server-side apply: fields of others stay.
+async fn apply(client: &Client, manager: &str, name: &str, object: &Value) -> kube::Result<()> {
     let api: Api<NodeNetwork> = Api::all(client.clone());
-    api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(desired)).await
+    api.patch(name, &PatchParams::apply(manager).force(), &Patch::Apply(object)).await.map(drop)
 }
 
 /// Writes which addresses are in use, if that changed; the operator's part of the status stays. A conflict is an error:
@@ -79,15 +120,16 @@ mod tests {
             internal_ip: Ipv4Addr::new(192, 168, 10, 100),
             pod_cidrs: vec![],
         };
-        let cidrs = ["10.244.0.0/24".parse().unwrap()];
-        let wanted = desired(&node, Some(Ipv4Addr::new(10, 244, 0, 1)), Some(&cidrs));
-        let mut present: NodeNetwork = serde_json::from_value(wanted.clone()).unwrap();
-        assert!(is_current(&present, &wanted));
-        present.spec.ipam.pod_cidrs.clear();
-        assert!(!is_current(&present, &wanted));
-        let pool = desired(&node, Some(Ipv4Addr::new(10, 244, 0, 1)), None);
-        assert!(is_current(&present, &pool), "the operator's field does not count");
+        let cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+        let router = Some(Ipv4Addr::new(10, 244, 0, 1));
+        let wanted = Desired { node, router, pod_cidrs: Some(cidrs.clone()) };
+        let mut present: NodeNetwork = serde_json::from_value(wanted.addresses_object()).unwrap();
+        assert!(wanted.addresses_are_current(&present) && !wanted.cidrs_are_current(&present));
+        let pool = Desired { pod_cidrs: None, ..wanted.clone() };
+        assert!(pool.cidrs_are_current(&present), "the operator's field does not count");
+        present.spec.ipam.pod_cidrs = cidrs;
+        assert!(wanted.cidrs_are_current(&present));
         present.spec.addresses.pop();
-        assert!(!is_current(&present, &pool));
+        assert!(!wanted.addresses_are_current(&present));
     }
 }
