@@ -5,7 +5,10 @@ use std::{io, path::PathBuf};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
-use super::attach::{AttachMode, Hook};
+use super::{
+    attach::{AttachMode, Hook},
+    probe::Feature,
+};
 
 /// A failure of the datapath. The message names the thing, the cause and the mend.
 #[derive(Debug, Error)]
@@ -53,6 +56,14 @@ pub enum DatapathError {
         cause: String,
         /// The last lines of the verifier's log.
         log: String,
+    },
+    /// The kernel lacks what the datapath needs.
+    #[error("this kernel cannot run the datapath, it has no {lacking}\nwhat was tried: {cause}")]
+    Kernel {
+        /// What it lacks, each with its mend.
+        lacking: String,
+        /// What failed for it.
+        cause: Box<DatapathError>,
     },
     /// A pinned program cannot be opened.
     #[error("cannot open pinned program {}: {}", path.display(), chain(source.as_ref()))]
@@ -107,6 +118,19 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
+    /// Says which of the kernel's features are missing, if that is why loading failed.
+    pub(super) fn explained(self, features: impl FnOnce() -> Vec<Feature>) -> Self {
+        if !matches!(self, Self::Object { .. } | Self::Load { .. }) {
+            return self;
+        }
+        let missing = features().into_iter().filter(|f| f.needed && !f.available);
+        let lacking: Vec<_> = missing.map(|f| format!("{} ({})", f.name, f.mend)).collect();
+        if lacking.is_empty() {
+            return self;
+        }
+        Self::Kernel { lacking: lacking.join(", no "), cause: Box::new(self) }
+    }
+
     /// For `map_err` of a file operation on a pin.
     pub(super) fn pin(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

@@ -86,7 +86,8 @@ impl Datapath {
             return Err(DatapathError::NoTcx);
         }
         let (pins, _lock) = Pins::prepare(pin_dir)?;
-        let programs: Vec<_> = pins.programs_of_this_agent()?.into_iter().map(Mutex::new).collect();
+        let programs = pins.programs_of_this_agent().map_err(|error| error.explained(probe))?;
+        let programs: Vec<_> = programs.into_iter().map(Mutex::new).collect();
         let attachments = Attachments::new(pins.root())?;
         attachments.take_over(&programs, pins.are_settled())?;
         pins.drop_leftovers()?;

@@ -201,12 +201,26 @@ impl Pins {
         Ok(true)
     }
 
-    /// Loads the object, with the pinned maps as far as there are, and pins its programs.
+    /// Loads the object, with the pinned maps as far as there are, and pins its programs. What fails leaves the pins as they were.
     fn load(&self) -> Result<(), DatapathError> {
-        raise_memlock();
         let staging = self.version.join("staging");
         remove_tree(&staging)?;
-        fs::create_dir(&staging).map_err(DatapathError::pin("make", &staging))?;
+        let absent: Vec<_> =
+            SHAPES.iter().map(|shape| self.maps().join(shape.name)).filter(|pin| !pin.exists()).collect();
+        let loaded = self.load_into(&staging);
+        if loaded.is_err() {
+            // What cannot be removed now is in nobody's way: the next start removes or uses it.
+            let _ = fs::remove_dir_all(&staging);
+            for pin in absent {
+                let _ = fs::remove_file(pin);
+            }
+        }
+        loaded
+    }
+
+    fn load_into(&self, staging: &Path) -> Result<(), DatapathError> {
+        raise_memlock();
+        fs::create_dir(staging).map_err(DatapathError::pin("make", staging))?;
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(self.maps())
             .load(OBJECT)
@@ -224,7 +238,7 @@ impl Pins {
         }
         let dir = self.programs();
         remove_tree(&dir)?;
-        fs::rename(&staging, &dir).map_err(DatapathError::pin("make", &dir))
+        fs::rename(staging, &dir).map_err(DatapathError::pin("make", &dir))
     }
 }
 

@@ -1,12 +1,13 @@
 //! What is dropped, and what the drop says.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path, thread};
 
 use podwire_abi::{DropReason, Point};
 use podwire_agent::datapath::{AttachMode, Datapath, DatapathError, Hook, probe};
 
 use crate::{
     net::{Cluster, Setup, TCX, eventually, inside, isolated, run_in, sh},
+    takeover::tree,
     tap::{Tap, udp_frame},
 };
 
@@ -133,6 +134,60 @@ fn frames_to_other_hosts_are_left_alone() {
         let seen = end.drain();
         assert!(seen.iter().any(|f| f.source == c.ip), "the control arrives");
         assert!(seen.iter().all(|f| f.protocol != 17), "{seen:?}");
+    });
+}
+
+/// Has the kernel answer "invalid argument" to one `bpf(2)` command of the calling thread, as one that does not know it.
+fn forget_command(command: u32) {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let is = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // Offsets in `struct seccomp_data`: the call's number is at 0, its first argument at 16.
+    let mut filter = [
+        step(load, 0, 0, 0),
+        step(is, 0, 3, libc::SYS_bpf as u32),
+        step(load, 0, 0, 16),
+        step(is, 0, 1, command),
+        step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter are initialised and outlive the call, which concerns this thread only.
+    let set =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    assert_eq!(set, 0, "seccomp: {}", std::io::Error::last_os_error());
+}
+
+/// A kernel without a feature that is needed: the message names each and its mend, and nothing stays pinned.
+#[test]
+fn a_kernel_that_lacks_a_feature_is_told_by_it() {
+    const MAP_CREATE: u32 = 0;
+    const PROG_LOAD: u32 = 5;
+    isolated(|| {
+        // The control; and what the loader asks the kernel once for the whole process it has asked then.
+        Datapath::open(Path::new("/sys/fs/bpf/whole")).unwrap();
+        for (command, lacks, has) in [
+            (
+                PROG_LOAD,
+                "eBPF classifiers (run as root on a kernel with CONFIG_BPF_SYSCALL",
+                "ring buffer map",
+            ),
+            (MAP_CREATE, "ring buffer map (run Linux 5.8 or newer)", "eBPF classifiers ("),
+        ] {
+            let pins = Path::new("/sys/fs/bpf/lacking");
+            let message = thread::scope(|scope| {
+                let open = scope.spawn(|| {
+                    forget_command(command);
+                    Datapath::open(pins).err().unwrap().to_string()
+                });
+                open.join().unwrap()
+            });
+            assert!(message.starts_with("this kernel cannot run the datapath, it has no "), "{message}");
+            let list = message.lines().next().unwrap();
+            assert!(list.contains(lacks) && !list.contains(has), "{message}");
+            assert_eq!(tree(pins), ["v1", "v1/maps"], "nothing half made: {message}");
+        }
     });
 }
 

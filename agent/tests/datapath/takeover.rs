@@ -23,7 +23,7 @@ fn program_sets(node: &Node) -> Vec<PathBuf> {
 }
 
 /// Everything below a directory, by path from there.
-fn tree(dir: &Path) -> Vec<String> {
+pub fn tree(dir: &Path) -> Vec<String> {
     let mut all = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(next) = todo.pop() {
