@@ -46,13 +46,15 @@ pub struct LocalPod {
     pub identity: u32,
 }
 
-/// The owners that the datapath must know.
+/// The owners that the datapath must know; `own` are all addresses of this node, also those of which the cluster does not know.
 pub fn plan(
     nodes: &[NodeAddresses],
+    own: &[Ipv4Addr],
     pods: &[PodAddress],
     local: &[LocalPod],
 ) -> BTreeMap<Ipv4Net, IpcacheEntry> {
-    let mut map = BTreeMap::new();
+    let host = IpcacheEntry { identity: HOST, node_ip: 0 };
+    let mut map: BTreeMap<_, _> = own.iter().map(|ip| (host_net(*ip), host)).collect();
     for node in nodes {
         let node_ip = if node.own { 0 } else { node.internal_ip.map_or(0, abi_ip) };
         let identity = if node.own { HOST } else { REMOTE_NODE };
@@ -132,11 +134,13 @@ mod tests {
         };
         let pods = [pod("10.244.0.5", "192.168.10.100"), pod("10.244.1.5", "192.168.10.101")];
         let local = [LocalPod { ip: ip("10.244.0.6"), identity: UNMANAGED }];
-        let map = plan(&nodes, &pods, &local);
+        let own = [ip("192.168.10.100"), ip("10.0.2.15")];
+        let map = plan(&nodes, &own, &pods, &local);
         let w1 = abi_ip(ip("192.168.10.101"));
         let entry = |identity, node_ip| IpcacheEntry { identity, node_ip };
         assert_eq!(map[&net("10.244.1.0/24")], entry(UNMANAGED, w1));
         assert_eq!(map[&net("192.168.10.100/32")], entry(HOST, 0));
+        assert_eq!(map[&net("10.0.2.15/32")], entry(HOST, 0), "an address that only the kernel tells");
         assert_eq!(map[&net("192.168.10.101/32")], entry(REMOTE_NODE, w1));
         assert_eq!(map[&net("10.244.0.1/32")], entry(HOST, 0));
         assert_eq!(map[&net("10.244.1.1/32")], entry(REMOTE_NODE, w1));

@@ -11,6 +11,8 @@ use podwire_abi::IpcacheEntry;
 use crate::core::Core;
 use crate::health::Health;
 use crate::ipcache::{LocalPod, NodeAddresses, PodAddress, diff, plan};
+use crate::netlink::monitor::Monitor;
+use crate::netlink::{Netlink, NetlinkError};
 
 /// Name of this part in `podwire status`.
 const PART: &str = "ipcache";
@@ -37,11 +39,20 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Runs for ever.
+    /// Runs for ever, in the network namespace in which the runtime was built.
     pub async fn run(self) {
         let mut changes = self.core.signal().listen();
+        let mut addresses = match Monitor::of_addresses() {
+            Ok(monitor) => monitor,
+            Err(cause) => return self.health.fail(PART, cause.to_string()),
+        };
         loop {
-            changes.heard().await;
+            tokio::select! {
+                () = changes.heard() => {}
+                event = addresses.changed() => if let Err(cause) = event {
+                    return self.health.fail(PART, format!("netlink monitor: {cause}; restart the agent"));
+                },
+            }
             self.once();
         }
     }
@@ -49,12 +60,17 @@ impl Controller {
     /// One run.
     pub fn once(&self) {
         // Asked first: what is told meanwhile is not taken for everything.
-        let complete = (self.complete)();
+        let mut complete = (self.complete)();
         let mut errors = self.core.set_identities((self.identities)());
+        let own = own_addresses().unwrap_or_else(|cause| {
+            complete = false;
+            errors.push(cause.to_string());
+            Vec::new()
+        });
         let (nodes, pods, live) = ((self.nodes)(), (self.pods)(), self.core.live());
         let local: Vec<LocalPod> =
             live.iter().map(|l| LocalPod { ip: l.endpoint.ip, identity: l.identity }).collect();
-        let desired = plan(&nodes, &pods, &local);
+        let desired = plan(&nodes, &own, &pods, &local);
         let datapath = self.core.datapath();
         // The datapath is asked each time: it is small, and so what somebody else wrote into it is mended too.
         match datapath.ipcache() {
@@ -78,4 +94,10 @@ impl Controller {
         self.names.store(Arc::new(names));
         self.health.report(PART, errors, format!("{} entries", desired.len()));
     }
+}
+
+/// Every address of this node by which others may call it; the API server knows the InternalIP only.
+fn own_addresses() -> Result<Vec<Ipv4Addr>, NetlinkError> {
+    let all = Netlink::open()?.addresses()?.into_iter().map(|(_, net)| net.addr());
+    Ok(all.filter(|ip| !ip.is_loopback()).collect())
 }

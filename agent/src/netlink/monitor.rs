@@ -10,7 +10,9 @@ use super::NetlinkError;
 use super::socket::open;
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE` of linux/rtnetlink.h.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40;
+const LINKS: u32 = 0x1;
+const ADDRESSES: u32 = 0x10;
+const ROUTES: u32 = 0x40;
 
 /// A subscription. What changed is not told: who reconciles looks at everything anyway.
 #[derive(Debug)]
@@ -19,9 +21,18 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes in the calling thread's network namespace. Needs a tokio runtime.
+    /// Subscribes to everything, in the calling thread's network namespace. Needs a tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        let fd = open(GROUPS, SockFlag::SOCK_NONBLOCK)?;
+        Self::of(LINKS | ADDRESSES | ROUTES)
+    }
+
+    /// As `open`, to IPv4 addresses only.
+    pub fn of_addresses() -> Result<Self, NetlinkError> {
+        Self::of(ADDRESSES)
+    }
+
+    fn of(groups: u32) -> Result<Self, NetlinkError> {
+        let fd = open(groups, SockFlag::SOCK_NONBLOCK)?;
         // SAFETY: the descriptor is owned, so it stays open and the same until the registration is dropped with it.
         let fd = unsafe { AsyncFd::register(fd) }
             .map_err(|e| NetlinkError::Socket { what: "watching the socket", source: e.into() })?;
