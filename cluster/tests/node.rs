@@ -5,6 +5,8 @@
 
 mod node_machine;
 
+use std::io::{BufRead as _, Read as _};
+
 use node_machine::{Machine, NODE_IP};
 use serde_json::{Value, json};
 
@@ -164,9 +166,14 @@ fn logs_and_exec() {
 
     let mut follow = machine.command("kubectl");
     follow.arg(format!("--kubeconfig={}", machine.path("admin").display())).args(["logs", "-f", "talker"]);
-    let follow = follow.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut follow = follow.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut output = std::io::BufReader::new(follow.stdout.take().unwrap());
+    let mut followed = String::new();
+    // It follows from here on.
+    output.read_line(&mut followed).unwrap();
     machine.kubectl(&["delete", "pod", "talker"]);
-    let followed = String::from_utf8(follow.wait_with_output().unwrap().stdout).unwrap();
+    output.read_to_string(&mut followed).unwrap();
+    assert!(follow.wait().unwrap().success());
     assert!(followed.contains("first\n") && followed.contains("bye\n"), "{followed}");
 }
 

@@ -109,15 +109,7 @@ impl Maker<'_> {
             return host_path(host);
         }
         if let Some(empty) = &volume.empty_dir {
-            if !path.exists() {
-                std::fs::create_dir_all(&path).map_err(text)?;
-                if empty.medium.as_deref() == Some("Memory") {
-                    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-                    mount(Some("tmpfs"), &path, Some("tmpfs"), flags, Some("mode=1777"))
-                        .map_err(|error| error.to_string())?;
-                }
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o1777)).map_err(text)?;
-            }
+            empty_dir(&path, empty.medium.as_deref() == Some("Memory")).map_err(text)?;
             return Ok(path);
         }
         let (files, mode) = if let Some(source) = &volume.config_map {
@@ -292,6 +284,25 @@ fn fill(path: &Path, files: &[File], default_mode: Option<i32>) -> io::Result<()
     Ok(())
 }
 
+/// An empty directory for everybody; one that is there already is left as it is. Whenever this is cut short, the next call
+/// goes on where it stopped.
+fn empty_dir(path: &Path, in_memory: bool) -> io::Result<()> {
+    if !path.exists() {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        // No volume has a dot in its name.
+        name.push(".new");
+        let beside = path.with_file_name(name);
+        std::fs::create_dir_all(&beside)?;
+        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o1777))?;
+        std::fs::rename(&beside, path)?;
+    }
+    if in_memory && nix::sys::statfs::statfs(path)?.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some("mode=1777"))?;
+    }
+    Ok(())
+}
+
 fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
     use std::os::unix::fs::FileTypeExt as _;
     let path = PathBuf::from(&source.path);
@@ -342,6 +353,19 @@ mod tests {
         assert!(of("f", "Directory").unwrap_err().contains("type check failed"));
         assert!(of("f", "Socket").is_err());
         assert!(of("f", "Invented").is_err());
+    }
+
+    #[test]
+    fn an_empty_directory_that_was_left_half_made_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scratch");
+        // As a runtime leaves it that is killed before it has set the mode.
+        std::fs::create_dir(dir.path().join("scratch.new")).unwrap();
+        empty_dir(&path, false).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o1777);
+        std::fs::write(path.join("kept"), "x").unwrap();
+        empty_dir(&path, false).unwrap();
+        assert!(path.join("kept").exists());
     }
 
     #[test]

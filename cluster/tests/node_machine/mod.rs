@@ -167,10 +167,12 @@ impl Machine {
 
     /// Kills the node runtime (not its pods), as `kill -9` does.
     pub fn kill_node(&mut self) {
-        // The child is nsenter, which has become the runtime's parent: end the runtime itself.
+        // The child is nsenter, which becomes the runtime's parent: end the runtime itself.
         let children =
             self.node.as_ref().map(|child| format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
-        let runtime = std::fs::read_to_string(children).unwrap();
+        let runtime = self.until("the runtime is there", || {
+            std::fs::read_to_string(&children).ok().filter(|pids| !pids.trim().is_empty())
+        });
         let killed = Command::new("kill").args(["-9", runtime.trim()]).status().unwrap();
         assert!(killed.success());
         let _ = self.node.take().unwrap().wait();

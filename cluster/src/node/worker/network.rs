@@ -59,9 +59,10 @@ impl Worker {
                 let _ = self.release_sandbox().await;
                 return Err(format!("rpc error: failed to set up the pod's network: {error}"));
             }
-            self.store()?;
         }
-        self.write_etc(pod).map_err(|error| format!("cannot write the pod's /etc files: {error}"))
+        self.write_etc(pod).map_err(|error| format!("cannot write the pod's /etc files: {error}"))?;
+        // Last: a runtime that comes after this one takes what is on record for complete.
+        self.store()
     }
 
     fn write_etc(&self, pod: &Pod) -> std::io::Result<()> {
