@@ -102,7 +102,7 @@ def bench_cni():
             order = ["podwire", *peers]
             for peer in order if n % 2 == 0 else reversed(order):
                 if peer == "podwire":
-                    conflist = json.loads(run(lab, "exec", "k8s-ctr", "--", "cat", "/etc/cni/net.d/05-podwire.conflist"))
+                    conflist = json.loads(run(lab, "exec", "--lab", LAB, "k8s-ctr", "--", "cat", "/etc/cni/net.d/05-podwire.conflist"))
                     conf = dict(conflist["plugins"][0], cniVersion=conflist["cniVersion"], name=conflist["name"])
                     plugin = "/opt/cni/bin/podwire-cni"
                 else:
@@ -110,7 +110,7 @@ def bench_cni():
                         "type": "host-local", "dataDir": f"/tmp/bench-{n}-{len(peer)}",
                         "ranges": [[{"subnet": "10.99.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]})
                     plugin = f"{CNI_BIN}/ptp"
-                out = run(lab, "exec", "k8s-ctr", "--", "python3", script, "--plugin", plugin, "--conf", "-", *each,
+                out = run(lab, "exec", "--lab", LAB, "k8s-ctr", "--", "python3", script, "--plugin", plugin, "--conf", "-", *each,
                           input=json.dumps(conf))
                 for test, figures in json.loads(out).items():
                     sample("cni", peer, test, **figures)
