@@ -328,7 +328,7 @@ fn routes_controller(
     let (nodes, own) = (stores.nodes.clone(), node.name.clone());
     let (for_underlay, for_host) = (prepared.datapath.clone(), prepared.datapath.clone());
     let through_host = !values.endpoint_routes.enabled;
-    let attach_host = move |index| {
+    let set_host = move |index| {
         if through_host { for_host.attach_host_device(index) } else { for_host.detach_host_device(index) }
     };
     routes::Controller {
@@ -341,7 +341,7 @@ fn routes_controller(
         }),
         devices: routes::Devices {
             attach_underlay: Box::new(move |index| Ok(for_underlay.attach_network_device(index)?)),
-            attach_host: Box::new(move |index| Ok(attach_host(index)?)),
+            set_host: Box::new(move |index| Ok(set_host(index)?)),
         },
         mtu: prepared.mtu,
         outcome: outcome.clone(),

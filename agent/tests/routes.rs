@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use common::{Namespace, TestNode};
+use ipnet::Ipv4Net;
 use podwire_agent::controllers::routes::{Controller, Devices};
 use podwire_agent::health::Health;
-use podwire_agent::routes::plan::Peer;
-use podwire_agent::routes::reconcile::Outcome;
+use podwire_agent::netlink::Netlink;
+use podwire_agent::routes::plan::{Inputs, Peer, plan};
+use podwire_agent::routes::reconcile::{Outcome, Reconciler};
 use podwire_api::values::Values;
 
 /// A node on an underlay with the routes controller running, as the daemon runs it.
@@ -25,6 +27,8 @@ struct Routed {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
     values: Values,
+    /// The table's destinations when podwire_host got its program, or lost it.
+    at_set_host: Arc<Mutex<Vec<Ipv4Net>>>,
 }
 
 fn peer(name: &str, ip: &str, cidr: &str) -> Peer {
@@ -56,19 +60,26 @@ impl Routed {
             stop: None,
             thread: None,
             values,
+            at_set_host: Arc::default(),
         };
         routed.start();
         routed
     }
 
     fn start(&mut self) {
-        let peers = self.peers.clone();
+        let (peers, seen) = (self.peers.clone(), self.at_set_host.clone());
         let controller = Controller {
             core: self.node.core().clone(),
             values: self.values.clone(),
             node_ip: "192.168.10.100".parse().unwrap(),
             peers: Box::new(move || peers.lock().unwrap().clone()),
-            devices: Devices { attach_underlay: Box::new(|_| Ok(())), attach_host: Box::new(|_| Ok(())) },
+            devices: Devices {
+                attach_underlay: Box::new(|_| Ok(())),
+                set_host: Box::new(move |_| {
+                    *seen.lock().unwrap() = Netlink::open()?.routes()?.iter().map(|r| r.dst).collect();
+                    Ok(())
+                }),
+            },
             mtu: 1500,
             outcome: self.outcome.clone(),
             health: self.health.clone(),
@@ -214,9 +225,10 @@ fn a_restart_keeps_own_routes_and_removes_stale_ones() {
     let pod = Namespace::new();
     let ip = routed.node.add("c1", &pod.path()).ip();
     routed.node.ns.ip(&format!("route delete {ip}/32"));
+    routed.outcome.store(Arc::default());
     routed.start();
     // Its runs bring the pod's route back, and touch no peer's.
-    routed.until("the agent has looked at the table", |t| t.contains(&ip.to_string()));
+    routed.until("a whole run", |t| t.contains(&ip.to_string()) && routed.outcome.load().installed == 1);
     let table = routed.table();
     assert!(table.contains(TO_W1) && table.contains("10.244.2.0/24"), "{table}");
     routed.set_peers(vec![peer("k8s-w1", "192.168.10.101", "10.244.1.0/24")]);
@@ -237,4 +249,50 @@ fn without_endpoint_routes_podwire_host_carries_the_cidr() {
     routed.node.ns.ip("link delete podwire_host");
     routed.until("made again", |t| t.contains(wanted));
     assert!(routed.node.ns.ip("-4 address show dev podwire_host").contains("10.244.0.1/32"));
+}
+
+/// An agent restarts with endpointRoutes switched: there is a way to each pod at every moment.
+#[test]
+fn the_new_way_to_pods_is_there_before_the_old_one_goes() {
+    let mut routed = Routed::new(false, false);
+    let by_host = "10.244.0.0/24 via 10.244.0.1 dev podwire_host";
+    routed.until("installed", |t| t.contains(by_host));
+    let pod = Namespace::new();
+    let ip = routed.node.add("c1", &pod.path()).ip();
+    for endpoint_routes in [true, false] {
+        routed.stop();
+        routed.values.endpoint_routes.enabled = endpoint_routes;
+        routed.at_set_host.lock().unwrap().clear();
+        routed.start();
+        routed.until("switched", |t| t.contains(by_host) != endpoint_routes);
+        // The program leaves podwire_host last, and comes to it first.
+        routed.until("the device is seen to", |_| !routed.at_set_host.lock().unwrap().is_empty());
+        let seen = routed.at_set_host.lock().unwrap().clone();
+        let to_pod: Ipv4Net = ip.into();
+        assert!(seen.contains(&to_pod), "{endpoint_routes}: {seen:?}");
+        assert!(!seen.contains(&"10.244.0.0/24".parse().unwrap()), "{endpoint_routes}: {seen:?}");
+    }
+    routed.stop();
+    // The same of the routes alone, in the order in which they were changed.
+    let device = routed.node.core().live()[0].endpoint.key().device();
+    let inputs = |endpoint_routes| Inputs {
+        router: Some("10.244.0.1".parse().unwrap()),
+        pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+        peers: Some(Vec::new()),
+        endpoints: vec![(ip, device.clone())],
+        endpoint_routes,
+        ..Inputs::default()
+    };
+    routed.node.ns.run(|| {
+        let mut reconciler = Reconciler::open(routed.node.core().store().clone()).unwrap();
+        for endpoint_routes in [true, false] {
+            let planned = plan(&inputs(endpoint_routes));
+            let changes = reconciler.run(&mut Netlink::open().unwrap(), &planned).unwrap().changes;
+            let verbs: Vec<&str> = changes.iter().map(|c| c.split(' ').next().unwrap()).collect();
+            assert!(
+                verbs.is_sorted() && verbs.contains(&"added") && verbs.contains(&"deleted"),
+                "{changes:?}"
+            );
+        }
+    });
 }

@@ -29,8 +29,8 @@ pub type Attach = Box<dyn Fn(u32) -> Result<(), Failure> + Send>;
 pub struct Devices {
     /// Attaches to the underlay device.
     pub attach_underlay: Attach,
-    /// Attaches to podwire_host.
-    pub attach_host: Attach,
+    /// Attaches to podwire_host, or with endpointRoutes on takes the program from it.
+    pub set_host: Attach,
 }
 
 /// What the controller works with.
@@ -130,9 +130,10 @@ impl Controller {
         let mut netlink = Netlink::open()?;
         let pool = self.core.pool();
         let (host, _) = ensure_host_device(&mut netlink, &pool.routers(), self.mtu)?;
-        if memory.host != Some(host.index) {
-            (self.devices.attach_host)(host.index).map_err(RunError::Datapath)?;
-            memory.host = Some(host.index);
+        // The program is on podwire_host as long as a route to pods leads there.
+        let by_host = !self.values.endpoint_routes.enabled;
+        if by_host {
+            self.set_host(memory, host.index)?;
         }
         let underlay = find_underlay(&mut netlink, self.node_ip, &self.values.devices)?;
         if memory.underlay != Some(underlay.link.index) {
@@ -151,6 +152,18 @@ impl Controller {
             skip_unreachable: self.values.direct_routing_skip_unreachable,
             endpoint_routes: self.values.endpoint_routes.enabled,
         };
-        Ok(memory.reconciler.run(&mut netlink, &plan(&inputs))?)
+        let outcome = memory.reconciler.run(&mut netlink, &plan(&inputs))?;
+        if !by_host {
+            self.set_host(memory, host.index)?;
+        }
+        Ok(outcome)
+    }
+
+    fn set_host(&self, memory: &mut Memory, index: u32) -> Result<(), RunError> {
+        if memory.host != Some(index) {
+            (self.devices.set_host)(index).map_err(RunError::Datapath)?;
+            memory.host = Some(index);
+        }
+        Ok(())
     }
 }

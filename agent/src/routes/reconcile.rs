@@ -92,9 +92,7 @@ impl Reconciler {
             true
         };
         let form = |route: &Route| kernel_form(route, &devices);
-        for route in &actions.delete {
-            carry_out("deleted", route, form(route).map(|f| f.delete()));
-        }
+        // What is no longer wanted goes last: there is no moment without a way.
         let mut added = 0;
         for route in &actions.replace {
             added += usize::from(carry_out("replaced", route, form(route).map(|f| f.replace())));
@@ -103,6 +101,9 @@ impl Reconciler {
         let (link, via): (Vec<_>, Vec<_>) = actions.add.iter().partition(|r| r.via.is_none());
         for route in link.into_iter().chain(via) {
             added += usize::from(carry_out("added", route, form(route).map(|f| f.add())));
+        }
+        for route in &actions.delete {
+            carry_out("deleted", route, form(route).map(|f| f.delete()));
         }
         outcome.installed += added;
         self.record(after)?;
