@@ -99,7 +99,16 @@ pub fn pool(view: &View, name: &str) -> Option<String> {
              ipam.operator.clusterPoolIPv4PodCIDRList"
         ));
     }
-    let ip = view.nodes.get(name)?.internal_ip?;
+    let machine = view.nodes.get(name)?;
+    let taken = machine.cidrs.iter().find_map(|c| pools.iter().find(|p| overlap(**p, *c)).map(|p| (p, c)));
+    if let Some((pool, cidr)) = taken {
+        return Some(format!(
+            "pool {pool} overlaps with {cidr}, which the controller manager gave to this node; both give without knowing of each \
+             other, so a change of ipam.mode could give an address twice. Choose a pool apart from the controller manager's \
+             --cluster-cidr in ipam.operator.clusterPoolIPv4PodCIDRList"
+        ));
+    }
+    let ip = machine.internal_ip?;
     let pool = pools.iter().find(|p| p.contains(&ip))?;
     Some(format!(
         "pool {pool} holds this node's address {ip}; the CIDR around it is given to no node. Choose a pool apart from the nodes' \

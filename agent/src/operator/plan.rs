@@ -296,6 +296,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_out_of_which_the_controller_manager_gives_too_is_told() {
+        let mut v = view(&["10.244.0.0/16"], &["a"]);
+        v.nodes.get_mut("a").unwrap().cidrs = vec![net("10.244.3.0/24")];
+        v.networks = vec![network("a", 1, &["10.244.3.0/24"])];
+        let done = plan(&v);
+        let error = error_of(&done, "a");
+        assert!(
+            error.starts_with("pool 10.244.0.0/16 overlaps with 10.244.3.0/24, which the controller"),
+            "{error}"
+        );
+        assert!(error.contains("Choose a pool apart from"), "{error}");
+    }
+
+    #[test]
     fn the_younger_of_two_that_overlap_is_told() {
         let mut v = view(&["172.20.0.0/16"], &["a", "b", "c"]);
         v.values.ipam.mode = IpamMode::Kubernetes;
