@@ -241,7 +241,7 @@ def bench_path():
         base = median("node to node", test, figure)
         for peer in ("podwire", "plain routing", "ptp, 200 services"):
             ours = median(peer, test, figure)
-            row(f"{test}: {peer}", f"{ours:.1f} {unit}" if ours else "failed", f"node to node {base:.1f}", ratio(ours, base),
+            row(f"{test}: {peer}", f"{ours:.1f} {unit}" if ours else "failed", f"node to node {base:.1f}" if base else "node to node failed", ratio(ours, base),
                 aim if peer == "podwire" else "")
 
 

@@ -184,7 +184,9 @@ fn side_by_side_costs_no_old_pod_a_packet() {
             if cidrs.starts_with("172.20.") && cidrs.contains(" 10.244.") { Ok(cidrs) } else { Err(cidrs) }
         })
     };
-    NODES.iter().for_each(|node| drop(held(node)));
+    for node in NODES {
+        drop(held(node));
+    }
     restart(&lab, "ds/podwire");
     for node in NODES {
         eventually("the agent gives addresses of the new CIDR", || {
