@@ -259,35 +259,15 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), ku
             format!("Deleted pod: {pod}"),
         );
     }
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
     let generation = set.metadata.generation.unwrap_or(1).to_string();
     let labels = [(REVISION_HASH, hash.as_str()), (GENERATION, generation.as_str())];
-    let made = futures::future::join_all(first.create.iter().map(|node| async {
+    let new = first.create.iter().map(|node| {
         let owner = owner_reference(set.as_ref());
         let mut pod = pod_from_template(&spec.template, &namespace, &name, owner, &labels);
         pod.spec = pod.spec.as_ref().map(|spec| spec_for(spec, node));
-        api.create(&PostParams::default(), &pod).await
-    }))
-    .await;
-    // Every answer counts before an error does: a pod that is not known would be made once more.
-    let mut failed = None;
-    for result in made {
-        match result {
-            Ok(pod) => {
-                let text = format!("Created pod: {}", pod.name_any());
-                cluster.recorder.about(set.as_ref(), Severity::Normal, "SuccessfulCreate", text);
-                cluster.pods.observe(pod);
-            }
-            Err(error) => {
-                let text = format!("Error creating: {error}");
-                cluster.recorder.about(set.as_ref(), Severity::Warning, "FailedCreate", text);
-                failed = Some(error);
-            }
-        }
-    }
-    if let Some(error) = failed {
-        return Err(error);
-    }
+        pod
+    });
+    pods::create(cluster, set.as_ref(), &namespace, new.collect()).await?;
 
     let status = plan(&set, &hash, &nodes, &pods::in_namespace(&cluster.pods, &namespace), now).status;
     if set.status.as_ref() != Some(&status) {

@@ -2,19 +2,50 @@
 
 use std::sync::Arc;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::{Api, ResourceExt as _};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Resource, ResourceExt as _};
 use serde_json::json;
 
 use super::Cluster;
+use super::events::Severity;
 use super::informer::Informer;
 use super::meta::or_gone;
 
 /// The known pods of a namespace.
 pub fn in_namespace(pods: &Informer<Pod>, namespace: &str) -> Vec<Arc<Pod>> {
     pods.list_if(|pod| pod.metadata.namespace.as_deref() == Some(namespace))
+}
+
+/// Makes pods of `owner`, side by side, with an event for each.
+pub async fn create<K: Resource<DynamicType = ()>>(
+    cluster: &Cluster,
+    owner: &K,
+    namespace: &str,
+    new: Vec<Pod>,
+) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let params = PostParams::default();
+    let made = join_all(new.iter().map(|pod| api.create(&params, pod))).await;
+    // Every answer counts before an error does: a pod that is not known would be made once more.
+    let mut failed = None;
+    for result in made {
+        match result {
+            Ok(pod) => {
+                let text = format!("Created pod: {}", pod.name_any());
+                cluster.recorder.about(owner, Severity::Normal, "SuccessfulCreate", text);
+                cluster.pods.observe(pod);
+            }
+            Err(error) => {
+                let text = format!("Error creating: {error}");
+                cluster.recorder.about(owner, Severity::Warning, "FailedCreate", text);
+                failed = Some(error);
+            }
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// Deletes a pod, exactly the known one; a pod that is gone is fine.

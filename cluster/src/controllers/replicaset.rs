@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
@@ -160,7 +160,6 @@ pub async fn run(cluster: Cluster) {
 async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), kube::Error> {
     let Some(set) = cluster.replica_sets.get_key(key) else { return Ok(()) };
     let (namespace, name) = (set.namespace().unwrap_or_default(), set.name_any());
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
     let all = pods::in_namespace(&cluster.pods, &namespace);
     let plan = plan(&set, &all);
     for pod in &plan.adopt {
@@ -170,32 +169,9 @@ async fn reconcile(cluster: &Cluster, queue: &Queue, key: &str) -> Result<(), ku
         pods::release(cluster, &namespace, pod, set.metadata.uid.as_deref().unwrap_or_default()).await?;
     }
     if let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) {
-        let pods: Vec<_> = (0..plan.create)
-            .map(|_| pod_from_template(template, &namespace, &name, owner_reference(set.as_ref()), &[]))
-            .collect();
-        let created = futures::future::join_all(
-            pods.iter().map(|pod| async { api.create(&PostParams::default(), pod).await }),
-        )
-        .await;
-        // Every answer counts before an error does: a pod that is not known would be made once more.
-        let mut failed = None;
-        for result in created {
-            match result {
-                Ok(pod) => {
-                    let text = format!("Created pod: {}", pod.name_any());
-                    cluster.recorder.about(set.as_ref(), Severity::Normal, "SuccessfulCreate", text);
-                    cluster.pods.observe(pod);
-                }
-                Err(error) => {
-                    let text = format!("Error creating: {error}");
-                    cluster.recorder.about(set.as_ref(), Severity::Warning, "FailedCreate", text);
-                    failed = Some(error);
-                }
-            }
-        }
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        let new = (0..plan.create)
+            .map(|_| pod_from_template(template, &namespace, &name, owner_reference(set.as_ref()), &[]));
+        pods::create(cluster, set.as_ref(), &namespace, new.collect()).await?;
     }
     for pod in &plan.delete {
         pods::delete(cluster, &namespace, pod, &DeleteParams::default()).await?;
