@@ -150,6 +150,20 @@ fn a_runtime_that_is_killed_again_and_again_runs_every_pod_once() {
 }
 
 #[test]
+fn a_runtime_that_is_killed_between_unmounting_and_removing_a_namespace_ends_the_pod() {
+    let mut machine = machine_with("ptp");
+    machine.apply(&pod("one", json!({"containers": [shell("exec sleep 7003")]})));
+    ready(&machine, "one");
+    machine.kill_node();
+    // DEL, umount, and no more: the mount point is left, an empty file.
+    machine.sh("for ns in /run/netns/cni-*; do umount -l $ns; test -f $ns; done");
+    machine.kubectl(&["delete", "pod", "one", "--wait=false"]);
+    machine.start_node();
+    machine.kubectl(&["wait", "--for=delete", "pod/one", "--timeout=60s"]);
+    nothing_is_left(&machine);
+}
+
+#[test]
 fn a_run_that_was_given_up_before_it_began_does_not_begin() {
     let machine = Machine::new();
     let dir = machine.path("run");

@@ -89,6 +89,19 @@ impl Namespaces {
         })
     }
 
+    /// Removes the file of a network namespace that is not, or no longer, mounted on it: its maker or remover was
+    /// killed. Plugins take a path that does not exist for a namespace that is gone, but fail on any other file.
+    pub fn remove_empty_mount_point(&self) {
+        let is_mounted = nix::sys::statfs::statfs(&self.net)
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::NSFS_MAGIC);
+        if !is_mounted
+            && let Err(error) = fs::remove_file(&self.net)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.net.display(), %error, "cannot remove a namespace's mount point");
+        }
+    }
+
     /// Removes them, as far as they are there.
     pub fn remove(&self) {
         for (path, _) in self.all() {

@@ -84,6 +84,9 @@ impl Worker {
     pub(super) async fn release_sandbox(&mut self) -> Result<(), CniError> {
         self.sandbox_ready = false;
         if let Some(attachment) = self.state.attachment.clone() {
+            if let Some(namespaces) = &self.state.namespaces {
+                namespaces.remove_empty_mount_point();
+            }
             if let Err(error) = self.detach(&attachment).await {
                 tracing::warn!(pod = self.state.pod, %error, "CNI DEL failed, trying again");
                 let text = format!("Failed to tear down the pod's network: {error}");
