@@ -14,6 +14,9 @@ use crate::record;
 
 const MEND: &str = "run as root, or set PODWIRE_STATE to a directory that you may write";
 
+/// Environment variable that says which lab a command means, as `--lab` does.
+pub const LAB_VARIABLE: &str = "PODWIRE_LAB_NAME";
+
 /// What the commands need to know of a lab that was brought up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -78,8 +81,13 @@ impl StateRoot {
         names
     }
 
-    /// The running lab that a command means: the named one, else the only one.
+    /// The running lab that a command means: the named one, else that of `$PODWIRE_LAB_NAME`, else the only one.
     pub fn pick(&self, wanted: Option<&str>) -> Result<(LabState, Running), Failure> {
+        let from_env = std::env::var(LAB_VARIABLE).ok().filter(|name| !name.is_empty());
+        self.pick_of(wanted.or(from_env.as_deref()))
+    }
+
+    fn pick_of(&self, wanted: Option<&str>) -> Result<(LabState, Running), Failure> {
         let names = self.names();
         let name = match (wanted, names.as_slice()) {
             (Some(name), _) => name.to_owned(),
@@ -287,9 +295,9 @@ mod tests {
     fn the_only_lab_needs_no_name() {
         let dir = tempfile::tempdir().unwrap();
         let root = StateRoot(dir.path().to_owned());
-        assert!(root.pick(None).unwrap_err().to_string().contains("lab up"));
+        assert!(root.pick_of(None).unwrap_err().to_string().contains("lab up"));
         fs::create_dir(dir.path().join("a")).unwrap();
         fs::create_dir(dir.path().join("b")).unwrap();
-        assert!(root.pick(None).unwrap_err().to_string().contains("--lab: a, b"));
+        assert!(root.pick_of(None).unwrap_err().to_string().contains("--lab: a, b"));
     }
 }

@@ -40,6 +40,9 @@ pub(super) struct Capture {
     /// The lab, where several run
     #[arg(long)]
     lab: Option<String>,
+    /// Capture while this command runs, and end with it; its exit code is passed through
+    #[arg(last = true, value_name = "CMD", conflicts_with_all = ["duration", "count"])]
+    command: Vec<String>,
     #[command(flatten)]
     format: Format,
 }
@@ -81,13 +84,27 @@ impl Capture {
             // SAFETY: the handler only stores an atomic.
             let _ = unsafe { sigaction(signal, &action) };
         }
-        let ends = if self.duration.is_none() && self.count.is_none() { "; Ctrl-C ends" } else { "" };
+        let ends = if !self.command.is_empty() {
+            "; ends with the command"
+        } else if self.duration.is_none() && self.count.is_none() {
+            "; Ctrl-C ends"
+        } else {
+            ""
+        };
+        let mut under_way = None;
         let stats = capture::run(taps, &options, &self.write, &STOP, || {
             eprintln!("capturing on {}{ends}", names.join(", "));
+            under_way = self.start();
         })
         .or_failure("capture", "give a writable file with -w")?;
+        let code = match under_way {
+            Some(thread) => thread.join().unwrap_or(Err(std::io::ErrorKind::Other.into())),
+            None => Ok(0),
+        }
+        .or_failure(self.command.first().cloned().unwrap_or_default(), "check its name and your PATH")?;
         if self.format.output == Output::Json {
-            return print_json(&stats);
+            print_json(&stats)?;
+            return if code == 0 { Ok(()) } else { Err(Ended::Code(code)) };
         }
         for interface in &stats.interfaces {
             let lost = interface.lost.as_ref().map(|why| format!("; ended early: {why}")).unwrap_or_default();
@@ -97,7 +114,19 @@ impl Capture {
             );
         }
         eprintln!("{} packets in {}", stats.written, self.write.display());
-        Ok(())
+        if code == 0 { Ok(()) } else { Err(Ended::Code(code)) }
+    }
+
+    /// Starts the command, if there is one, in a thread that ends the capture with it and gives its exit code.
+    fn start(&self) -> Option<std::thread::JoinHandle<std::io::Result<u8>>> {
+        let (program, args) = self.command.split_first()?;
+        let mut command = std::process::Command::new(program);
+        command.args(args);
+        Some(std::thread::spawn(move || {
+            let status = command.status();
+            STOP.store(true, Ordering::Release);
+            Ok(super::exec::code(status?))
+        }))
     }
 
     fn taps(&self, running: &Running) -> Result<Vec<Box<dyn Tap>>, Ended> {

@@ -2,19 +2,16 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, ResourceExt};
-use podwire_api::values::IpamMode;
 use podwire_conformance::check::{self, Context, Expectation, FlowHint, Report};
 use podwire_conformance::report::{self, Lang};
 
-use super::{Ended, print_text};
+use super::{Ended, print_text, runtime};
+use crate::access::context_of;
 use crate::error::{Failure, OrFailure};
-use crate::state::{LabState, Running, StateRoot};
+use crate::state::StateRoot;
 
 /// Ask a capture file.
 #[derive(Args)]
@@ -100,7 +97,7 @@ impl Check {
             None
         };
         let mut context = match found {
-            Some((state, running)) => context_of(&state, &running),
+            Some((state, running)) => runtime()?.block_on(context_of(&state, &running)),
             None => Context::default(),
         };
         if !self.pod_cidrs.is_empty() {
@@ -132,69 +129,4 @@ pub(super) fn write_report(report: &Report, directory: &std::path::Path, lang: L
     let page = report::write_all(report, directory, lang).or_failure(thing, "give a writable directory")?;
     eprintln!("report: {}", page.display());
     Ok(())
-}
-
-/// What is known of a running lab's network. What only its API server knows is left out if that does not answer.
-pub(super) fn context_of(state: &LabState, running: &Running) -> Context {
-    let lab = &running.lab;
-    let mut context = Context {
-        title: Some(lab.name.clone()),
-        pod_cidrs: vec![lab.kubernetes.pod_cidr],
-        service_cidrs: vec![lab.kubernetes.service_cidr],
-        ..Context::default()
-    };
-    if let Ok(values) = lab.typed_values()
-        && values.ipam.mode == IpamMode::ClusterPool
-    {
-        context.pod_cidrs.extend(values.ipam.operator.pod_cidr_list);
-    }
-    for node in &lab.nodes {
-        let addresses = node.interfaces.iter().map(|i| i.address.addr());
-        let own = node.networks.iter().map(|n| n.address.addr());
-        context.nodes.insert(node.name.clone(), addresses.chain(own).collect());
-    }
-    // Best effort: a capture can be checked after its cluster is gone.
-    if let Ok(live) = live(state, running) {
-        add_live(&mut context, &live.0, &live.1);
-    }
-    context
-}
-
-fn live(state: &LabState, running: &Running) -> Result<(Vec<Node>, Vec<Pod>), Failure> {
-    super::runtime()?.block_on(async {
-        let client = super::cluster::client(state, running, Duration::from_secs(2)).await?;
-        let params = kube::api::ListParams::default();
-        let (nodes, pods) = (Api::<Node>::all(client.clone()), Api::<Pod>::all(client));
-        let (nodes, pods) = futures::try_join!(nodes.list(&params), pods.list(&params))
-            .or_failure("API server", "see its log on the node")?;
-        Ok((nodes.items, pods.items))
-    })
-}
-
-fn add_live(context: &mut Context, nodes: &[Node], pods: &[Pod]) {
-    for node in nodes {
-        let name = node.name_any();
-        let cidrs: Vec<Ipv4Net> = node
-            .spec
-            .iter()
-            .flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr))
-            .filter_map(|c| c.parse().ok())
-            .collect();
-        // The router address, the first of a node's pod CIDR, is the node's and no pod's.
-        let router = cidrs.iter().filter_map(|c| c.hosts().next());
-        context.nodes.entry(name.clone()).or_default().extend(router);
-        let entry = context.node_pod_cidrs.entry(name).or_default();
-        for cidr in cidrs {
-            if !entry.contains(&cidr) {
-                entry.push(cidr);
-            }
-        }
-    }
-    for pod in pods.iter().filter(|p| p.spec.as_ref().is_none_or(|s| s.host_network != Some(true))) {
-        let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse().ok());
-        if let Some(ip) = ip {
-            let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-            context.pod_names.insert(ip, name);
-        }
-    }
 }

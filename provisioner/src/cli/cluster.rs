@@ -1,11 +1,10 @@
 //! `lab status`, `lab upgrade`, `lab kubeconfig` and the forwarder.
 
 use std::net::SocketAddrV4;
-use std::time::Duration;
 
 use clap::Args;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use podwire_api::names;
 use podwire_api::values::Values;
 use serde::Serialize;
@@ -13,40 +12,12 @@ use serde_json::Value;
 
 use super::lifecycle::ValueArgs;
 use super::{Ended, Format, Output, print_json, print_text, runtime};
+use crate::access;
 use crate::deploy;
 use crate::error::{Failure, OrFailure};
 use crate::forward;
 use crate::netns;
-use crate::record::{Entry, Record};
 use crate::state::{LabState, Running, StateRoot};
-
-const QUICK: Duration = Duration::from_secs(5);
-
-/// A client for a running lab, restarting its forwarder if that is gone.
-pub(super) async fn client(
-    state: &LabState,
-    running: &Running,
-    patience: Duration,
-) -> Result<Client, Failure> {
-    deploy::connect(&kubeconfig_text(state, running)?, patience).await
-}
-
-fn kubeconfig_text(state: &LabState, running: &Running) -> Result<String, Failure> {
-    let forwarder = if let Some(found) = forward::find(state, &running.id) {
-        found
-    } else {
-        let lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
-        if state.running().is_none() {
-            lock.remove();
-            return Err(Failure::new(format!("lab {:?}", state.name()), "it was taken down", "lab up"));
-        }
-        let mut record = Record::open(&state.dir())?;
-        let entry = Entry::Process { what: "forwarder to the API server".into() };
-        forward::ensure(state, running, || record.note(entry))?
-    };
-    deploy::host_kubeconfig(state, forwarder.port)
-}
 
 /// A kubeconfig that works on this machine.
 #[derive(Args)]
@@ -61,7 +32,7 @@ pub(super) struct Kubeconfig {
 impl Kubeconfig {
     pub(super) fn run(self) -> Result<(), Ended> {
         let (state, running) = StateRoot::from_env().pick(self.lab.or(self.named).as_deref())?;
-        print_text(&kubeconfig_text(&state, &running)?);
+        print_text(&access::kubeconfig_text(&state, &running)?);
         Ok(())
     }
 }
@@ -104,7 +75,7 @@ impl Upgrade {
         running.lab.values = self.values.over(running.lab.values.clone())?;
         let after = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         runtime()?.block_on(async {
-            let client = client_locked(&state, &running).await?;
+            let client = access::client_locked(&state, &running).await?;
             let used = deploy::pod_cidrs(&client).await?;
             Values::check_upgrade(&before, &after, &used)
                 .map_err(|e| Ended::Wrong(format!("values: {e}")))?;
@@ -114,14 +85,6 @@ impl Upgrade {
         tell_changes(&before, &after);
         Ok(())
     }
-}
-
-/// As [`client`], for one who has the lab's lock.
-async fn client_locked(state: &LabState, running: &Running) -> Result<Client, Failure> {
-    let mut record = Record::open(&state.dir())?;
-    let entry = Entry::Process { what: "forwarder to the API server".into() };
-    let forwarder = forward::ensure(state, running, || record.note(entry))?;
-    deploy::connect(&deploy::host_kubeconfig(state, forwarder.port)?, QUICK).await
 }
 
 fn tell_changes(before: &Values, after: &Values) {
@@ -239,7 +202,7 @@ fn gather(state: &LabState, running: &Running) -> Result<Report, Failure> {
         state: state.dir(),
     };
     let asked: Result<(Vec<Node>, Vec<Pod>), Failure> = runtime()?.block_on(async {
-        let client = client(state, running, QUICK).await?;
+        let client = access::client(state, running, access::QUICK).await?;
         let params = kube::api::ListParams::default();
         let (nodes, pods) = (Api::<Node>::all(client.clone()), Api::<Pod>::all(client));
         let (nodes, pods) = futures::try_join!(nodes.list(&params), pods.list(&params)).or_failure(
@@ -284,7 +247,7 @@ fn node_row(state: &LabState, running: &Running, node: &Node) -> NodeRow {
 
 /// What `podwire status` says on the node.
 fn agent_status(state: &LabState, running: &Running, node: &str) -> (bool, Value) {
-    match super::exec::output_on(state, running, node, &["podwire", "status", "-o", "json"]) {
+    match access::output_on(state, running, node, &["podwire", "status", "-o", "json"]) {
         Err(cause) => (false, Value::String(cause.to_string())),
         Ok(output) => {
             let text = String::from_utf8_lossy(if output.status.success() {

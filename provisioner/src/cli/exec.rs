@@ -1,16 +1,17 @@
 //! `lab exec` and `lab shell`.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use clap::Args;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::Ended;
+use crate::access::{environment, node_init};
 use crate::error::{Failure, OrFailure};
-use crate::netns::{enter, init_of, process};
-use crate::state::{LabState, Running, StateRoot};
+use crate::netns::enter;
+use crate::state::StateRoot;
 
 /// Run a command on a node.
 #[derive(Args)]
@@ -48,49 +49,6 @@ impl Shell {
     }
 }
 
-/// A node's environment for a command that a user types.
-pub(super) fn environment(running: &Running, node: &str) -> Vec<(String, String)> {
-    let machine = running.plan.machines.iter().find(|m| m.name == node);
-    let mut env = machine.map(|m| m.env.clone()).unwrap_or_default();
-    for key in ["TERM", "LANG", "LC_ALL", "COLORTERM"] {
-        env.extend(std::env::var(key).ok().map(|value| (key.to_owned(), value)));
-    }
-    env.push(("PS1".into(), format!("{node}:\\w# ")));
-    env.push((process::MARKER.into(), running.id.clone()));
-    env
-}
-
-/// The first process of a node, or why there is none.
-pub(super) fn node_init(
-    state: &LabState,
-    running: &Running,
-    node: &str,
-) -> Result<process::Process, Failure> {
-    if running.lab.node(node).is_none() {
-        let names: Vec<&str> = running.lab.nodes.iter().map(|n| n.name.as_str()).collect();
-        let mend = format!("the nodes of lab {:?} are {}", state.name(), names.join(", "));
-        return Err(Failure::new(format!("node {node:?}"), "there is no such node", mend));
-    }
-    init_of(state, &running.id, node).ok_or_else(|| {
-        let mend = format!("repair the lab: lab up {}", state.name());
-        Failure::new(format!("node {node:?}"), "it does not run", mend)
-    })
-}
-
-/// Runs a command on a node to its end and collects what it says.
-pub(super) fn output_on(
-    state: &LabState,
-    running: &Running,
-    node: &str,
-    words: &[&str],
-) -> std::io::Result<std::process::Output> {
-    let init = node_init(state, running, node).map_err(std::io::Error::other)?;
-    let (program, args) = words.split_first().ok_or_else(|| std::io::Error::other("no command"))?;
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    enter::spawn(init, &environment(running, node), command)?.wait_with_output()
-}
-
 fn run_on(lab: Option<&str>, node: &str, words: &[String]) -> Result<(), Ended> {
     let (state, running) = StateRoot::from_env().pick(lab)?;
     let init = node_init(&state, &running, node).map_err(|e| Ended::Wrong(e.to_string()))?;
@@ -120,7 +78,7 @@ fn run_on(lab: Option<&str>, node: &str, words: &[String]) -> Result<(), Ended> 
 }
 
 /// As a shell says it: the exit code, or 128 and the signal's number.
-fn code(status: ExitStatus) -> u8 {
+pub(super) fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(255);
     u8::try_from(code).unwrap_or(255)
 }

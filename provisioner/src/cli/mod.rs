@@ -7,6 +7,11 @@ mod conformance;
 mod doctor;
 mod exec;
 mod lifecycle;
+mod measure;
+mod study;
+
+pub(crate) use measure::under_way as measurement_under_way;
+
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -51,6 +56,10 @@ enum Cmd {
     Check(check::Check),
     /// Send traffic, capture it, check it, and report
     Conformance(conformance::Conformance),
+    /// Work through the course, step by step, on a lab of your own
+    Study(study::Study),
+    /// Call a Service's pods again and again, and count what is lost
+    Measure(measure::Measure),
     /// The process behind `lab kubeconfig`
     #[command(hide = true)]
     Forward(cluster::Forward),
@@ -152,6 +161,8 @@ pub fn run() -> ExitCode {
         Cmd::Capture(capture) => capture.run(),
         Cmd::Check(check) => check.run(),
         Cmd::Conformance(conformance) => conformance.run(),
+        Cmd::Study(study) => study.run(),
+        Cmd::Measure(measure) => measure.run(),
         Cmd::Forward(forward) => forward.run(),
         Cmd::Exec(exec) => exec.run(),
         Cmd::Shell(shell) => shell.run(),

@@ -20,6 +20,8 @@ use serde_json::{Map, Value};
 pub use diagnostic::{Diagnostic, LabError};
 pub(crate) use source::embedded;
 pub use source::{Source, embedded_names};
+pub(crate) use source::{embedded_under, line_of, read_text};
+pub(crate) use words::hint;
 pub(crate) use values::shape_errors;
 
 /// A checked lab.
@@ -165,6 +167,11 @@ pub struct App {
     pub manifest: String,
 }
 
+/// Refuses what cannot be a lab's name, and says why.
+pub(crate) fn check_lab_name(name: &str) -> Result<(), String> {
+    validate::check_name(name, validate::LAB_NAME_MAX)
+}
+
 impl Lab {
     /// Finds and reads a lab: a name of an embedded lab, a directory with a `lab.toml`, or a file.
     pub fn load(wanted: &str) -> Result<Self, LabError> {
@@ -182,7 +189,7 @@ impl Lab {
 
     /// Gives the lab another name, by the rules for names in a lab file. The error is the cause and the mend.
     pub fn rename(&mut self, name: &str) -> Result<(), String> {
-        validate::check_name(name, validate::LAB_NAME_MAX)?;
+        check_lab_name(name)?;
         name.clone_into(&mut self.name);
         Ok(())
     }

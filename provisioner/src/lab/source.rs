@@ -40,6 +40,25 @@ pub(crate) fn embedded(path: &str) -> Option<&'static str> {
     LABS.get_file(path)?.contents_utf8()
 }
 
+/// Every text file below a directory of the embedded `labs/` directory: path and text.
+pub(crate) fn embedded_under(directory: &str) -> Vec<(String, &'static str)> {
+    fn collect(directory: &'static Dir<'static>, into: &mut Vec<(String, &'static str)>) {
+        let texts = directory.files().filter_map(|f| Some((f.path().display().to_string(), f.contents_utf8()?)));
+        into.extend(texts);
+        directory.dirs().for_each(|d| collect(d, into));
+    }
+    let mut found = Vec::new();
+    if let Some(directory) = LABS.get_dir(directory) {
+        collect(directory, &mut found);
+    }
+    found
+}
+
+/// The line, from 1, of a byte offset.
+pub(crate) fn line_of(text: &str, offset: usize) -> usize {
+    1 + newlines(&text.as_bytes()[..offset.min(text.len())])
+}
+
 /// Names of the apps inside the program, sorted.
 pub(super) fn embedded_apps() -> Vec<&'static str> {
     let files = LABS.get_dir("apps").map(Dir::files).into_iter().flatten();
@@ -108,8 +127,7 @@ impl Source {
 
     /// The line, from 1, of a byte offset.
     pub(super) fn line(&self, offset: usize) -> usize {
-        let upto = offset.min(self.text.len());
-        1 + newlines(&self.text.as_bytes()[..upto])
+        line_of(&self.text, offset)
     }
 }
 
@@ -138,7 +156,7 @@ fn is_toml(wanted: &str) -> bool {
     Path::new(wanted).extension().is_some_and(|e| e == "toml")
 }
 
-fn read_text(path: &Path) -> Result<String, LabError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, LabError> {
     let shown = path.display().to_string();
     let unreadable = |cause: String, mend: &str| LabError::Unreadable {
         path: shown.clone(),

@@ -13,7 +13,7 @@ pub(super) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>)
 }
 
 /// `did you mean "x"?`, or the list of what there is.
-pub(super) fn hint<'a>(
+pub(crate) fn hint<'a>(
     typed: &str,
     known: impl IntoIterator<Item = &'a str> + Clone,
     what_there_is: &str,

@@ -12,11 +12,12 @@ use kube::api::{Api, ListParams};
 use podwire_api::names;
 use podwire_conformance::Tap;
 use podwire_conformance::capture::{self, CaptureOptions};
-use podwire_conformance::check::{self, Context, Expectation, FlowHint, Report};
+use podwire_conformance::check::{self, Expectation, FlowHint, Report};
 use tokio::sync::oneshot;
 
 use super::probes::{Probe, Probes};
-use crate::cli::{capture as taps, check as contexts, cluster};
+use crate::access;
+use crate::cli::capture as taps;
 use crate::error::{Failure, OrFailure};
 use crate::netns::{self, namespace};
 use crate::state::{LabState, Running};
@@ -50,7 +51,7 @@ pub(super) async fn pod_to_pod_native(
     running: &Running,
     directory: Option<&Path>,
 ) -> Result<Outcome, Failure> {
-    let client = cluster::client(state, running, PATIENCE).await?;
+    let client = access::client(state, running, PATIENCE).await?;
     let nodes: Vec<String> = running.lab.kubernetes_nodes().map(|n| n.name.clone()).collect();
     let webs = web_servers(&client).await?;
     let probes = Probes::make(&client, &nodes).await?;
@@ -77,7 +78,7 @@ async fn run(
         None => (state.dir().join("conformance.pcapng"), false),
     };
     // Before the capture begins, so that its own requests are not in it.
-    let mut context = context(state.clone(), running.clone()).await?;
+    let mut context = access::context_of(state, running).await;
     context.command = Some(format!("lab conformance {} --suite quick", running.lab.name));
     let capture = Capturing::begin(open_taps(running, probes)?, &file).await?;
     let (traffic, flows) = send(probes, webs).await;
@@ -90,12 +91,6 @@ async fn run(
         let _ = std::fs::remove_file(&file);
     }
     Ok(Outcome { traffic, report: report? })
-}
-
-async fn context(state: LabState, running: Running) -> Result<Context, Failure> {
-    // It runs a runtime of its own, which cannot be nested in this one.
-    let made = tokio::task::spawn_blocking(move || contexts::context_of(&state, &running)).await;
-    made.or_failure("lab conformance", "report this as a bug")
 }
 
 async fn web_servers(client: &kube::Client) -> Result<Vec<Web>, Failure> {

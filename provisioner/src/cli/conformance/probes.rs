@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 
+use crate::access::exec_in_pod;
 use crate::error::{Failure, OrFailure};
 
 const NAMESPACE: &str = "default";
@@ -76,39 +76,7 @@ impl Probes {
 
     /// Runs a command in a probe; its standard output. The error is what it said, or why it could not run.
     pub(super) async fn run(&self, probe: &Probe, argv: &[&str]) -> Result<String, String> {
-        let params = AttachParams::default().stdin(false).stdout(true).stderr(true);
-        let work = async {
-            let mut process = self
-                .pods
-                .exec(&probe.name, argv.iter().copied(), &params)
-                .await
-                .map_err(|e| e.to_string())?;
-            let (mut out, mut err) = (String::new(), String::new());
-            let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
-            let read_out = async {
-                if let Some(mut stdout) = stdout {
-                    // What is no text cannot be an answer.
-                    let _ = stdout.read_to_string(&mut out).await;
-                }
-            };
-            let read_err = async {
-                if let Some(mut stderr) = stderr {
-                    let _ = stderr.read_to_string(&mut err).await;
-                }
-            };
-            futures::join!(read_out, read_err);
-            let status = match status {
-                Some(status) => status.await,
-                None => None,
-            };
-            if status.as_ref().is_some_and(|s| s.status.as_deref() == Some("Success")) {
-                return Ok(out);
-            }
-            let said = if err.trim().is_empty() { out.trim().to_owned() } else { err.trim().to_owned() };
-            let how = status.and_then(|s| s.message).unwrap_or_else(|| "no exit status".into());
-            Err(format!("{how}: {said}"))
-        };
-        tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err("it did not end".into()))
+        exec_in_pod(&self.pods, &probe.name, argv, PATIENCE).await
     }
 }
 

@@ -1,0 +1,253 @@
+//! Checks that send packets, run programs or read files.
+
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client};
+use podwire_conformance::check as capture;
+use podwire_conformance::check::{Context, Expectation, Verdict};
+
+use super::{Check, Lost, Outcome};
+use crate::access;
+use crate::measure::journal::Journal;
+use crate::measure::summary::Summary;
+use crate::study::snapshot::Snapshot;
+
+/// The pod from which calls are made.
+pub const CALLER: &str = "curl-pod";
+/// How long the program in the pod may take: its own patience, and the way there and back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What came of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The pod that was called.
+    pub pod: String,
+    /// It is on another node than the caller.
+    pub elsewhere: bool,
+    /// The answer, or why there is none.
+    pub answer: Result<String, String>,
+    /// The caller's own address.
+    pub caller: Option<std::net::Ipv4Addr>,
+}
+
+impl Reached {
+    /// There was an answer, and it is that pod's.
+    pub fn answered(&self) -> bool {
+        self.line("Hostname:").is_some_and(|name| name == self.pod)
+    }
+
+    /// The source address that the pod saw.
+    pub fn source(&self) -> Option<String> {
+        let (ip, _) = self.line("RemoteAddr:")?.rsplit_once(':')?;
+        Some(ip.to_owned())
+    }
+
+    fn line(&self, key: &str) -> Option<&str> {
+        self.answer.as_ref().ok()?.lines().find_map(|l| l.strip_prefix(key)).map(str::trim)
+    }
+}
+
+/// Calls every web server from curl-pod.
+pub async fn call_all(client: &Client, seen: &Snapshot) -> Vec<Reached> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let caller = seen.pod(CALLER);
+    let calls = seen.labelled("app=webpod").map(|web| {
+        let pods = &pods;
+        async move {
+            let answer = match web.ip {
+                Some(ip) => {
+                    let url = format!("http://{ip}/");
+                    access::exec_in_pod(pods, CALLER, &["curl", "-sS", "--max-time", "2", &url], PATIENCE).await
+                }
+                None => Err("it has no address".into()),
+            };
+            Reached {
+                pod: web.name.clone(),
+                elsewhere: caller.is_some_and(|c| c.node != web.node),
+                answer,
+                caller: caller.and_then(|c| c.ip),
+            }
+        }
+    });
+    futures::future::join_all(calls).await
+}
+
+/// Judges the calls.
+pub fn reach(reached: &[Reached]) -> Outcome {
+    for call in reached {
+        if !call.answered() {
+            let why = call.answer.as_ref().err().cloned().unwrap_or_else(|| "another pod answered".into());
+            let why = why.lines().last().unwrap_or_default().to_owned();
+            return Outcome::new(false, "no-answer", [("pod", call.pod.clone()), ("why", why)]);
+        }
+        let source = call.source().unwrap_or_default();
+        if call.caller.is_none_or(|own| own.to_string() != source) {
+            let own = call.caller.map_or_else(|| "-".into(), |ip| ip.to_string());
+            let args = [("pod", call.pod.clone()), ("is", source), ("wanted", own)];
+            return Outcome::new(false, "other-source", args);
+        }
+    }
+    Outcome::new(!reached.is_empty(), "all-answer", [("count", reached.len().to_string())])
+}
+
+/// Judges a capture file.
+pub fn capture_file(directory: &Path, file: &str, context: &Context) -> Outcome {
+    let path = directory.join(file);
+    let name = ("file", file.to_owned());
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    match capture::run(&[path], Expectation::Native, context) {
+        Err(error) => Outcome::new(false, "bad-capture", [name, ("why", error.to_string())]),
+        Ok(report) if report.verdict == Verdict::Held => Outcome::new(true, "native", [name]),
+        Ok(report) => {
+            let failed = report.checks.iter().find(|c| c.verdict != Verdict::Held);
+            let why = failed.map_or_else(String::new, |c| c.id.to_owned());
+            Outcome::new(false, "not-native", [name, ("why", why)])
+        }
+    }
+}
+
+/// Judges a measurement; `under_way` is the journal that is being written now.
+pub fn measured(directory: &Path, file: &str, lost: Lost, under_way: Option<&Path>) -> Outcome {
+    let path = directory.join(format!("{file}.jsonl"));
+    let name = ("file", format!("{file}.jsonl"));
+    if under_way == Some(path.as_path()) {
+        return Outcome::new(false, "still-measuring", [name]);
+    }
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    match Journal::read(&path) {
+        Err(error) => Outcome::new(false, "bad-journal", [name, ("why", error.to_string())]),
+        Ok(journal) => {
+            let count = Summary::of(file, &journal).count;
+            let held = count.answered > 0 && (count.lost > 0) == (lost == Lost::Some);
+            let args = [name, ("answered", count.answered.to_string()), ("lost", count.lost.to_string())];
+            Outcome::new(held, "measured", args)
+        }
+    }
+}
+
+/// Judges whether a measurement is under way.
+pub fn measuring(directory: &Path, file: &str, under_way: Option<&Path>) -> Outcome {
+    let wanted = directory.join(format!("{file}.jsonl"));
+    let held = under_way == Some(wanted.as_path());
+    Outcome::new(held, if held { "measuring" } else { "not-measuring" }, [("file", format!("{file}.jsonl"))])
+}
+
+/// Judges a picture.
+pub fn picture(directory: &Path, file: &str) -> Outcome {
+    let text = std::fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let held = text.starts_with("<svg ") && text.trim_end().ends_with("</svg>");
+    Outcome::new(held, if held { "picture" } else { "no-file" }, [("file", file.to_owned())])
+}
+
+/// What answers a question: nothing was said, the right thing, or something else.
+pub fn answer(given: Option<&str>, right: Option<&str>) -> Outcome {
+    match (given, right) {
+        (_, None) => Outcome::new(false, "not-measurable", []),
+        (None, _) => Outcome::new(false, "not-answered", []),
+        (Some(given), Some(right)) => {
+            let held = same_answer(given, right);
+            Outcome::new(held, if held { "right" } else { "wrong" }, [("is", given.to_owned())])
+        }
+    }
+}
+
+/// Spaces, commas and brackets around it do not make an answer wrong.
+fn same_answer(given: &str, right: &str) -> bool {
+    let words = |text: &str| -> Vec<String> {
+        text.split(|c: char| c.is_whitespace() || ",[]\"'".contains(c))
+            .filter(|w| !w.is_empty())
+            .map(str::to_lowercase)
+            .collect()
+    };
+    let (given, right) = (words(given), words(right));
+    !given.is_empty() && given == right
+}
+
+/// True for checks of this module.
+pub fn is_live(check: &Check) -> bool {
+    matches!(
+        check,
+        Check::Answer { .. }
+            | Check::Reach {}
+            | Check::Capture { .. }
+            | Check::Measuring { .. }
+            | Check::Measured { .. }
+            | Check::Picture { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reached(answer: Result<&str, &str>) -> Reached {
+        Reached {
+            pod: "web".into(),
+            elsewhere: true,
+            answer: answer.map(str::to_owned).map_err(str::to_owned),
+            caller: "10.244.0.2".parse().ok(),
+        }
+    }
+
+    #[test]
+    fn an_answer_from_another_pod_or_of_another_source_is_told() {
+        let good = reached(Ok("Hostname: web\nRemoteAddr: 10.244.0.2:4711\n"));
+        assert!(reach(std::slice::from_ref(&good)).held);
+        assert!(!reach(&[]).held, "nobody was called");
+        let others = [
+            (reached(Ok("Hostname: other\nRemoteAddr: 10.244.0.2:1\n")), "no-answer"),
+            (reached(Err("exit 28: timed out")), "no-answer"),
+            (reached(Ok("Hostname: web\nRemoteAddr: 192.168.10.100:1\n")), "other-source"),
+        ];
+        for (bad, key) in others {
+            let outcome = reach(&[good.clone(), bad]);
+            assert!(!outcome.held && outcome.said.key == key, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_compared_as_a_reader_means_them() {
+        assert!(answer(Some(" [\"10.0.0.0/24\"] "), Some("10.0.0.0/24")).held);
+        assert!(answer(Some("10.0.0.0/24 10.1.0.0/24"), Some("10.0.0.0/24, 10.1.0.0/24")).held);
+        for given in [None, Some(""), Some("10.0.0.0/25")] {
+            assert!(!answer(given, Some("10.0.0.0/24")).held, "{given:?}");
+        }
+        assert!(!answer(Some("x"), None).held);
+    }
+
+    #[test]
+    fn files_that_are_not_there_or_are_nothing_hold_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        assert!(!picture(path, "p.svg").held && !measured(path, "m", Lost::None, None).held);
+        std::fs::write(path.join("p.svg"), "no picture").unwrap();
+        std::fs::write(path.join("m.jsonl"), "no journal").unwrap();
+        std::fs::write(path.join("c.pcapng"), "no capture").unwrap();
+        assert!(!picture(path, "p.svg").held && !measured(path, "m", Lost::None, None).held);
+        assert!(!capture_file(path, "c.pcapng", &Context::default()).held);
+    }
+
+    #[test]
+    fn a_measurement_is_judged_when_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        let header = r#"{"podwireMeasure":1,"lab":"l","from":"c","to":"w","rate":10,"began":""}"#;
+        let good = r#"{"at":1,"pod":"a","ip":"10.0.0.1","result":"answered"}"#;
+        let bad = r#"{"at":2,"pod":"a","ip":"10.0.0.1","result":"lost","why":"x"}"#;
+        let judge = |lines: &[&str], lost, under_way| {
+            std::fs::write(&path, [&[header], lines].concat().join("\n") + "\n").unwrap();
+            measured(dir.path(), "m", lost, under_way).held
+        };
+        assert!(judge(&[good], Lost::None, None) && !judge(&[good], Lost::Some, None));
+        assert!(judge(&[good, bad], Lost::Some, None) && !judge(&[good, bad], Lost::None, None));
+        assert!(!judge(&[], Lost::None, None) && !judge(&[bad], Lost::Some, None), "nobody was ever reached");
+        assert!(!judge(&[good], Lost::None, Some(&path)));
+        assert!(measuring(dir.path(), "m", Some(&path)).held && !measuring(dir.path(), "m", None).held);
+    }
+}

@@ -1,0 +1,180 @@
+//! Everything that the course says by itself, in each language. `{name}` is a gap.
+
+use podwire_conformance::report::Lang;
+
+use super::check::Said;
+
+/// One sentence: key, English, Korean.
+type Entry = (&'static str, &'static str, &'static str);
+
+/// The phrase for `key`; the key itself if there is none, which a test excludes.
+pub fn phrase(lang: Lang, key: &'static str) -> &'static str {
+    let entry = TABLE.iter().find(|(known, _, _)| *known == key);
+    entry.map_or(key, |(_, en, ko)| match lang {
+        Lang::En => en,
+        Lang::Ko => ko,
+    })
+}
+
+/// A phrase with its gaps filled. What is filled in is not read again for gaps.
+pub fn say(lang: Lang, key: &'static str, args: &[(&str, &str)]) -> String {
+    let mut rest = phrase(lang, key);
+    let mut text = String::with_capacity(rest.len() + 32);
+    while let Some((before, after)) = rest.split_once('{') {
+        text.push_str(before);
+        let Some((name, after)) = after.split_once('}') else { break };
+        text.push_str(args.iter().find(|(known, _)| *known == name).map_or("?", |(_, value)| value));
+        rest = after;
+    }
+    text.push_str(rest);
+    text
+}
+
+/// What a check saw, as a sentence.
+pub fn said(lang: Lang, said: &Said) -> String {
+    let args: Vec<(&str, &str)> = said.args.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    say(lang, said.key, &args)
+}
+
+#[rustfmt::skip]
+const TABLE: &[Entry] = &[
+    // what checks see
+    ("config", "podwire-config says {key} = {is} (wanted: {wanted})", "podwire-config의 {key} 값: {is} (필요한 값: {wanted})"),
+    ("agent-runs", "the agent on {node} runs with {key} = {is} (wanted: {wanted})", "{node}의 에이전트가 쓰는 {key} 값: {is} (필요한 값: {wanted})"),
+    ("agents-run", "every agent runs with {key} = {wanted}", "모든 에이전트가 {key} = {wanted}(으)로 동작 중"),
+    ("network-missing", "{node} has no NodeNetwork", "{node}의 NodeNetwork가 없음"),
+    ("network-has", "the NodeNetwork of {node} has {is} (wanted: in {wanted})", "{node}의 NodeNetwork가 가진 CIDR: {is} (필요한 대역: {wanted})"),
+    ("networks-in", "pod CIDRs of {nodes} lie in {wanted}", "{nodes}의 파드 CIDR이 모두 {wanted} 안에 있음"),
+    ("networks-both", "every node has a pod CIDR in {new} and still one in {old}", "모든 노드가 {new} 대역의 파드 CIDR을 받았고 {old} 대역의 것도 아직 가지고 있음"),
+    ("network-gone", "the NodeNetwork of {node} is gone", "{node}의 NodeNetwork가 삭제됨"),
+    ("network-there", "the NodeNetwork of {node} is still there", "{node}의 NodeNetwork가 아직 남아 있음"),
+    ("pod-trouble", "pod {pod} is not ready: {is}", "파드 {pod}이(가) 아직 준비되지 않음: {is}"),
+    ("pod-address", "pod {pod} has address {is} (wanted: in {wanted})", "파드 {pod}의 주소: {is} (필요한 대역: {wanted})"),
+    ("pod-ends", "pod {pod} is still ending", "파드 {pod}이(가) 아직 종료 중"),
+    ("pods-in", "{count} pod(s) with {label} have addresses in {wanted}", "{label} 파드 {count}개의 주소가 모두 {wanted} 안에 있음"),
+    ("no-pod", "there is no pod {pod}", "파드 {pod}이(가) 없음"),
+    ("pod-elsewhere", "pod {pod} runs on {is} (wanted: {wanted})", "파드 {pod}이(가) {is}에 있음 (필요한 노드: {wanted})"),
+    ("pod-in-node", "pod {pod} has {is}, out of the CIDR of {node} ({wanted})", "파드 {pod}의 주소 {is}은(는) {node}의 CIDR({wanted})에서 나온 것"),
+    ("pod-not-in-node", "pod {pod} has {is}, which is not of {node} ({wanted})", "파드 {pod}의 주소 {is}은(는) {node}의 CIDR({wanted})에 속하지 않음"),
+    ("route-missing", "{node} has no route to {to} by {other}", "{node}에 {other}을(를) 거쳐 {to}(으)로 가는 경로가 없음"),
+    ("routes-there", "{count} routes to other nodes' pods in {wanted}, each by the node that owns them", "다른 노드의 파드({wanted})로 가는 경로 {count}개가 각각 해당 노드를 next hop으로 설치됨"),
+    ("routes-unknown", "the routes of {node} cannot be read", "{node}의 라우팅 테이블을 읽을 수 없음"),
+    ("route-left", "{node} still has a route to {to}, in {within}", "{node}에 {within} 대역의 경로 {to}이(가) 아직 남아 있음"),
+    ("no-routes", "no node has a route into {within} any more", "{within} 대역의 경로가 어느 노드에도 남아 있지 않음"),
+    ("restarted", "{workload} was restarted and is through", "{workload} 재시작이 끝남"),
+    ("restarting", "{workload} is being restarted", "{workload} 재시작이 진행 중"),
+    ("not-restarted", "{workload} has not been restarted", "{workload}을(를) 아직 재시작하지 않음"),
+    ("complaint-of", "the operator says of {node}: {said}", "{node}에 대한 오퍼레이터의 보고: {said}"),
+    ("no-complaint-of", "the operator complains of nothing on {node}", "{node}에 대해 오퍼레이터가 보고한 문제가 없음"),
+    ("no-complaint", "the operator complains of nothing", "오퍼레이터가 보고한 문제가 없음"),
+    ("no-answer", "{pod} does not answer curl-pod: {why}", "{pod}이(가) curl-pod에 응답하지 않음: {why}"),
+    ("other-source", "{pod} sees {is} instead of curl-pod's own {wanted}", "{pod}에 보이는 출발지 주소가 curl-pod 자신의 주소 {wanted}이(가) 아니라 {is}"),
+    ("all-answer", "all {count} web servers answer, and see curl-pod's own address", "웹 서버 {count}개가 모두 응답하고, curl-pod 자신의 주소를 출발지로 봄"),
+    ("no-file", "there is no {file} yet", "{file} 파일이 아직 없음"),
+    ("bad-capture", "{file} cannot be read: {why}", "{file}을(를) 읽을 수 없음: {why}"),
+    ("native", "{file} proves it: pod to pod on the wire, nothing translated, nothing encapsulated", "{file}로 증명됨: 회선 위에서도 파드 주소 그대로이며, 변환도 캡슐화도 없음"),
+    ("not-native", "{file} does not prove it ({why}); see: lab check {file}", "{file}만으로는 증명되지 않음({why}); 확인: lab check {file}"),
+    ("bad-journal", "{file} cannot be read: {why}", "{file}을(를) 읽을 수 없음: {why}"),
+    ("still-measuring", "the client still calls and writes {file}", "클라이언트가 아직 호출하며 {file}에 기록하는 중"),
+    ("measured", "{file}: {answered} calls answered, {lost} lost", "{file}: 응답 {answered}건, 손실 {lost}건"),
+    ("measuring", "the client calls and writes {file}", "클라이언트가 호출하며 {file}에 기록하는 중"),
+    ("not-measuring", "no client writes {file}", "{file}에 기록하는 클라이언트가 없음"),
+    ("picture", "{file} is drawn", "{file} 그림이 완성됨"),
+    ("not-measurable", "the answer cannot be measured right now", "지금은 정답을 측정할 수 없음"),
+    ("not-answered", "the question is open", "질문에 아직 답하지 않음"),
+    ("right", "right: {is}", "정답: {is}"),
+    ("wrong", "not {is}", "{is}은(는) 아님"),
+    // the course
+    ("week", "Week {number}: {title}", "{number}주차: {title}"),
+    ("minutes", "{minutes} min", "{minutes}분"),
+    ("done-mark", "done", "완료"),
+    ("step-of", "step {step} of {steps}", "{steps}단계 중 {step}단계"),
+    ("list-end", "Begin or go on: lab study WEEK, or lab study WEEK/EXERCISE", "시작하거나 이어서 하기: lab study 주차, 또는 lab study 주차/실습"),
+    ("lab-comes", "bringing up lab {lab} ...", "실습 환경 {lab}을(를) 준비하는 중..."),
+    ("lab-again", "the lab is gone or was changed by a restart: doing your {steps} finished step(s) again ...", "실습 환경이 사라졌거나 새로 만들어져서, 끝낸 {steps}개 단계를 다시 실행하는 중..."),
+    ("first", "{exercise} uses what {before} leaves, so that comes first.", "{exercise}은(는) {before}의 결과를 사용하므로 그 실습부터 진행합니다."),
+    ("go-on", "You go on where you stopped.", "멈췄던 곳에서 이어서 진행합니다."),
+    ("other-terminal", "Type here, or in another terminal after:", "여기에 입력하거나, 다른 터미널에서 다음을 먼저 실행하고 입력하세요:"),
+    ("prompt-help", "Enter: check · hint · solve · text · reset · quit · help", "Enter: 확인 · hint: 힌트 · solve: 대신 실행 · text: 다시 보기 · reset · quit · help"),
+    ("help", "Every other line is run as a command, with kubectl and lab set up for this lab. An answer is typed as it is.\n\n- Enter: what is still missing\n- hint: help, a little more each time\n- solve: type this step's commands for me\n- text: show the step again\n- reset: begin this exercise anew\n- quit (or Ctrl-D): stop; progress is kept", "그 밖의 입력은 이 실습 환경에 맞춰진 kubectl과 lab으로 그대로 실행됩니다. 질문의 답은 그냥 입력하면 됩니다.\n\n- Enter: 무엇이 남았는지 확인\n- hint: 힌트 보기(볼수록 자세해짐)\n- solve: 이 단계의 명령을 대신 입력\n- text: 단계 설명 다시 보기\n- reset: 이 실습을 처음부터 다시\n- quit(또는 Ctrl-D): 그만하기, 진행 상황은 저장됨"),
+    ("no-more-hints", "There is no further hint; `solve` types the commands.", "힌트가 더 없습니다. `solve`를 입력하면 명령을 대신 실행합니다."),
+    ("missing", "Still missing:", "아직 남은 것:"),
+    ("holds", "Done - press Enter.", "완료되었습니다. Enter를 누르세요."),
+    ("step-done", "Step done.", "단계 완료."),
+    ("exercise-done", "Exercise {exercise} is done.", "실습 {exercise} 완료."),
+    ("next", "Next: lab study {exercise}", "다음: lab study {exercise}"),
+    ("week-done", "Every exercise here is done. Take the lab down: lab down {lab}", "여기 있는 실습을 모두 마쳤습니다. 환경 정리: lab down {lab}"),
+    ("kept", "Progress is kept. Go on: lab study {exercise}; take the lab down: lab down {lab}", "진행 상황이 저장되었습니다. 이어서 하기: lab study {exercise}, 환경 정리: lab down {lab}"),
+    ("unknown", "(not known now)", "(지금은 알 수 없음)"),
+    ("command-failed", "the command ended with exit code {code}", "명령이 종료 코드 {code}(으)로 끝났습니다"),
+    ("must-fail", "none of the commands failed, and one was meant to", "실패해야 하는 명령이 모두 성공했습니다"),
+    ("holds-before", "check {check} holds before its step is done: it proves nothing ({said})", "검사 {check}이(가) 단계를 실행하기 전에 이미 성립하므로 아무것도 증명하지 못합니다({said})"),
+    ("not-in-output", "the answer {answer} is nowhere in what the commands print", "정답 {answer}이(가) 명령 출력 어디에도 없습니다"),
+    ("wrong-taken", "a wrong answer was taken for right", "틀린 답이 정답으로 처리되었습니다"),
+    ("never-held", "check {check} does not hold: {said}", "검사 {check}이(가) 성립하지 않습니다: {said}"),
+    ("proven", "{exercises} exercise(s), {steps} steps, {checks} checks: each failed before its step and held after it", "실습 {exercises}개, 단계 {steps}개, 검사 {checks}개: 모두 단계 전에는 실패하고 단계 후에는 성립했습니다"),
+    ("not-proven", "{faults} fault(s)", "결함 {faults}개"),
+    ("interrupted", "interrupted", "중단되었습니다"),
+    ("reset-done", "{exercise} is at its beginning: lab study {exercise}", "{exercise}을(를) 처음 상태로 되돌렸습니다: lab study {exercise}"),
+    ("solved", "{exercise} is solved; the lab stands as it should be at its end.", "{exercise}을(를) 대신 풀었습니다. 실습 환경은 끝난 뒤의 상태입니다."),
+    ("not-begun", "{exercise} has not been begun: lab study {exercise}", "{exercise}을(를) 아직 시작하지 않았습니다: lab study {exercise}"),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn gaps(text: &str) -> BTreeSet<&str> {
+        text.split('{').skip(1).filter_map(|part| Some(part.split_once('}')?.0)).collect()
+    }
+
+    #[test]
+    fn both_languages_have_the_same_gaps_and_each_key_stands_once() {
+        let mut keys = BTreeSet::new();
+        for (key, en, ko) in TABLE {
+            assert!(keys.insert(*key), "{key} stands twice");
+            assert_eq!(gaps(en), gaps(ko), "{key}");
+            assert!(ko.chars().any(|c| ('가'..='힣').contains(&c)) || *key == "unknown", "{key} is not Korean");
+        }
+    }
+
+    #[test]
+    fn every_phrase_that_is_said_is_in_the_table() {
+        let sources = [
+            include_str!("check/state.rs"),
+            include_str!("check/live.rs"),
+            include_str!("walk.rs"),
+            include_str!("proof.rs"),
+            include_str!("show.rs"),
+            include_str!("desk.rs"),
+            include_str!("../cli/study.rs"),
+        ];
+        let mut said = BTreeSet::new();
+        for source in sources {
+            let code = source.split("#[cfg(test)]").next().unwrap();
+            for word in code.split('"').skip(1).step_by(2) {
+                if TABLE.iter().any(|(key, _, _)| *key == word) {
+                    said.insert(word);
+                }
+            }
+        }
+        let unsaid: Vec<_> = TABLE.iter().map(|(key, _, _)| *key).filter(|key| !said.contains(key)).collect();
+        assert!(unsaid.is_empty(), "never said: {unsaid:?}");
+        // And what is said is there: the outcome's keys are all literals.
+        for source in sources {
+            for part in source.split("Outcome::new(").skip(1) {
+                let end = part.find(')').unwrap_or(part.len());
+                for word in part[..end].split('"').skip(1).step_by(2).take(1) {
+                    assert!(TABLE.iter().any(|(key, _, _)| *key == word), "{word:?} is no phrase");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_filled_in_is_not_read_again() {
+        assert_eq!(say(Lang::En, "wrong", &[("is", "{is}")]), "not {is}");
+    }
+}
