@@ -250,6 +250,19 @@ fn kubectl_does_the_daily_work() {
 }
 
 #[test]
+fn webpod_rolls_out_anew_although_its_pods_keep_apart_on_as_many_nodes() {
+    let lab = Lab::up("native-routing", &[]);
+    let before = lab.pods("app=webpod");
+    ok(&mut lab.kubectl(&["rollout", "restart", "deploy/webpod"]));
+    ok(&mut lab.kubectl(&["rollout", "status", "deploy/webpod", "--timeout=60s"]));
+    eventually("two new pods are left", || {
+        let now = lab.pods("app=webpod");
+        let new = now.iter().all(|pod| before.iter().all(|old| old.0 != pod.0));
+        if now.len() == 2 && new { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+}
+
+#[test]
 fn an_exhausted_pool_is_said_on_the_pod_and_one_freed_address_lets_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let text = include_str!("../../labs/native-routing/lab.toml");
