@@ -18,7 +18,7 @@ use crate::error::{Failure, OrFailure};
 use crate::forward;
 use crate::netns;
 use crate::record::{Entry, Record};
-use crate::state::{LabState, Running, StateRoot};
+use crate::state::{LabState, Lock, Running, StateRoot};
 
 const QUICK: Duration = Duration::from_secs(5);
 
@@ -35,17 +35,23 @@ fn kubeconfig_text(state: &LabState, running: &Running) -> Result<String, Failur
     let forwarder = if let Some(found) = forward::find(state, &running.id) {
         found
     } else {
-        let lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
-        if state.running().is_none() {
-            lock.remove();
-            return Err(Failure::new(format!("lab {:?}", state.name()), "it was taken down", "lab up"));
-        }
+        let (_lock, running) = locked(state)?;
         let mut record = Record::open(&state.dir())?;
         let entry = Entry::Process { what: "forwarder to the API server".into() };
-        forward::ensure(state, running, || record.note(entry))?
+        forward::ensure(state, &running, || record.note(entry))?
     };
     deploy::host_kubeconfig(state, forwarder.port)
+}
+
+/// The lab's lock, and the lab as the command that had the lock before has left it.
+fn locked(state: &LabState) -> Result<(Lock, Running), Failure> {
+    let lock = state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
+    if let Some(running) = state.running() {
+        return Ok((lock, running));
+    }
+    lock.remove();
+    let mend = format!("start it: lab up {}", state.name());
+    Err(Failure::new(format!("lab {:?}", state.name()), "it was taken down", mend))
 }
 
 /// A kubeconfig that works on this machine.
@@ -97,9 +103,8 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     pub(super) fn run(self) -> Result<(), Ended> {
-        let (state, mut running) = StateRoot::from_env().pick(self.lab.as_deref())?;
-        let _lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
+        let (state, _) = StateRoot::from_env().pick(self.lab.as_deref())?;
+        let (_lock, mut running) = locked(&state)?;
         let before = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         running.lab.values = self.values.over(running.lab.values.clone())?;
         let after = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
