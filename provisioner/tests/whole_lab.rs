@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
@@ -293,6 +293,24 @@ fn of_two_upgrades_at_once_the_second_lies_over_the_first() {
     assert_eq!((&map["debug"], &map["mtu"]), (&"true".into(), &"1400".into()), "{map}");
     let kept = state.running().unwrap().lab.typed_values().unwrap();
     assert_eq!((kept.debug.enabled, kept.mtu), (true, 1400));
+}
+
+#[test]
+fn a_shell_without_a_terminal_reads_its_commands_in_silence() {
+    let lab = Lab::up("native-routing", &[]);
+    let mut shell = lab
+        .command("shell")
+        .arg("router")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    shell.stdin.take().unwrap().write_all(b"hostname\nexit 3\n").unwrap();
+    let out = shell.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "router\n");
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "");
+    assert_eq!(out.status.code(), Some(3));
 }
 
 #[test]
