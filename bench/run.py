@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Podwire beside its peers, in one run: ratios, never bare times.
 
-  run.py --bin target/release --out report [--only up,cni,path,check] [--quick]
+  run.py --bin target/release --out report [--only up,cni,path,check,ipam,operator,memory] [--quick]
 
 Writes bench.json (every sample) and bench.md (the table that the README quotes).
   up     `lab up` to all pods Ready, warm, with its parts
   cni    CNI ADD and DEL beside Debian's ptp + host-local, on the same node
   path   pod to pod across nodes beside node to node, plain kernel routing, and ptp with 200 services
   check  `lab check` beside tcpdump --count and tshark on the same file
+  ipam   addresses given and taken back beside an ordered set, and beside host-local
+  operator  pod CIDRs for 1,000 nodes beside as many writes to the same API server
+  memory what agent and operator hold in a lab beside the embedded control plane
 Rounds are interleaved (every peer once a round, the order turning), so that the machine's noise falls on all alike.
 """
 import argparse
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 
+import control
 import netns
 from netns import inside, path, run
 
@@ -31,7 +35,7 @@ LAB = "native-routing"
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--bin", required=True)
 ap.add_argument("--out", required=True)
-ap.add_argument("--only", default="up,cni,path,check")
+ap.add_argument("--only", default="up,cni,path,check,ipam,operator,memory")
 ap.add_argument("--quick", action="store_true", help="one short round: shows that everything runs; no figures to quote")
 args = ap.parse_args()
 lab = os.path.join(args.bin, "lab")
@@ -62,6 +66,11 @@ def row(what, ours, peer, ratio, aim):
 
 def ratio(a, b):
     return f"{a / b:.2f}x" if a and b else "failed"
+
+
+def rough(n):
+    """Three figures are all that a measurement is worth."""
+    return f"{float(f'{n:.3g}'):,.0f}"
 
 
 def lab_up():
@@ -310,6 +319,46 @@ def bench_check():
             ratio(ours, theirs), aim)
 
 
+def bench_ipam():
+    pairs, execs = (100_000, 20) if args.quick else (2_000_000, 300)
+    for _ in range(1 if args.quick else 5):
+        rates = control.addresses(args.bin, pairs)
+        for peer in ("pool", "recorded", "set"):
+            sample("ipam", peer, "pair", per_second=rates[peer])
+        sample("ipam", "host-local", "pair", per_second=round(control.host_local(execs), 1))
+    for what, ours, theirs, words in (
+            ("in memory", "pool", "set", "a bare ordered set"),
+            ("with its record on disk", "recorded", "host-local", "host-local, an exec each way")):
+        a, b = (median(peer, "pair", "per_second") for peer in (ours, theirs))
+        row(f"addresses given and taken back, {what}", f"{rough(a)} a second", f"{words} {rough(b)}", ratio(a, b), "")
+
+
+def bench_operator():
+    nodes = 50 if args.quick else 1000
+    for _ in range(1 if args.quick else 5):
+        took = control.operator(args.bin, nodes)
+        sample("operator", "podwire", "CIDRs", seconds=took["operator_s"], mib=took["operator_mib"])
+        for writes in took["writes_s"]:  # before and after
+            sample("operator", "writes", "CIDRs", seconds=writes)
+    a, b = median("podwire", "CIDRs", "seconds"), median("writes", "CIDRs", "seconds")
+    row(f"operator: pod CIDRs for {nodes:,} nodes, from its start", f"{a:.2f} s", f"{nodes:,} writes alone {b:.2f} s", ratio(a, b), "")
+    row(f"operator: memory with {nodes:,} nodes", f"{median('podwire', 'CIDRs', 'mib'):.1f} MiB", "", "", "")
+
+
+def bench_memory():
+    for _ in range(rounds):
+        lab_up()
+        try:
+            for program, word in (("podwire-agent", ""), ("podwire-operator", ""), ("podwire-kube", "control-plane")):
+                sample("memory", program, "resident", mib=control.resident(f"{LAB}-k8s-ctr", program, word))
+        finally:
+            lab_down()
+    kube = median("podwire-kube", "resident", "mib")
+    for program in ("podwire-agent", "podwire-operator"):
+        ours = median(program, "resident", "mib")
+        row(f"memory of {program} in the lab", f"{ours:.1f} MiB", f"embedded control plane {kube:.1f} MiB", ratio(ours, kube), "")
+
+
 def machine():
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown CPU")
     return f"{os.cpu_count()} x {cpu}, Linux {os.uname().release}"
@@ -322,7 +371,8 @@ def interrupted(*_):
 signal.signal(signal.SIGTERM, interrupted)
 try:
     for section in args.only.split(","):
-        {"up": bench_up, "cni": bench_cni, "path": bench_path, "check": bench_check}[section]()
+        {"up": bench_up, "cni": bench_cni, "path": bench_path, "check": bench_check, "ipam": bench_ipam, "operator": bench_operator,
+         "memory": bench_memory}[section]()
 finally:
     for p in processes:
         stop(p)

@@ -156,7 +156,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let api_socket = std::path::Path::new(API_SOCKET);
     local_api::server::serve(agent.clone(), api_socket)
         .map_err(|source| DaemonError::Socket { path: API_SOCKET, source })?;
-    let (client, server) = connect().await?;
+    let (client, server) = connect(concat!("podwire-agent/", env!("CARGO_PKG_VERSION"))).await?;
     tracing::info!("node {}, API server {server}", options.node_name);
     // Set once, here.
     let _ = agent.api_server.set(server);

@@ -247,6 +247,32 @@ async fn a_deployment_makes_spreads_and_replaces_pods() {
     assert_eq!(available.status, "False", "no node runs them");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_begins_with_no_pods_is_not_called_scaled_up() {
+    let cluster = Cluster::new().await;
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), "default");
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
+        "replicas": 0, "selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "traefik/whoami"}]}}}});
+    api.create(&PostParams::default(), &serde_json::from_value(deployment).unwrap()).await.unwrap();
+    cluster
+        .until("the set is there", || async {
+            api.get("web").await.unwrap().status.filter(|status| status.observed_generation == Some(1))
+        })
+        .await;
+    scale(&api, 1).await;
+    cluster.has_event("ScalingReplicaSet", "from 0 to 1").await;
+    // Events are written in order: an earlier one would be there now.
+    let events: Api<Event> = Api::all(cluster.client.clone());
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let said: Vec<_> = events
+        .iter()
+        .filter(|e| e.reason.as_deref() == Some("ScalingReplicaSet"))
+        .map(|e| &e.message)
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
 /// A Deployment whose two pods keep apart, placed on two nodes; pods are given `grace` seconds to end.
 async fn placed_apart(cluster: &Cluster, grace: i64) -> Api<Deployment> {
     cluster.add_node("n1").await;

@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::forward;
 use crate::netns::{enter, init_of, process};
 use crate::record::{Entry, Record};
-use crate::state::{LabState, Running};
+use crate::state::{LabState, Lock, Running};
 
 mod network;
 
@@ -36,17 +36,23 @@ pub(crate) fn kubeconfig_text(state: &LabState, running: &Running) -> Result<Str
     let forwarder = if let Some(found) = forward::find(state, &running.id) {
         found
     } else {
-        let lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
-        if state.running().is_none() {
-            lock.remove();
-            return Err(Failure::new(format!("lab {:?}", state.name()), "it was taken down", "lab up"));
-        }
+        let (_lock, running) = locked(state)?;
         let mut record = Record::open(&state.dir())?;
         let entry = Entry::Process { what: "forwarder to the API server".into() };
-        forward::ensure(state, running, || record.note(entry))?
+        forward::ensure(state, &running, || record.note(entry))?
     };
     deploy::host_kubeconfig(state, forwarder.port)
+}
+
+/// The lab's lock, and the lab as the command that had the lock before has left it.
+pub(crate) fn locked(state: &LabState) -> Result<(Lock, Running), Failure> {
+    let lock = state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
+    if let Some(running) = state.running() {
+        return Ok((lock, running));
+    }
+    lock.remove();
+    let mend = format!("start it: lab up {}", state.name());
+    Err(Failure::new(format!("lab {:?}", state.name()), "it was taken down", mend))
 }
 
 /// As [`client`], for one who has the lab's lock.

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
@@ -247,6 +248,69 @@ fn kubectl_does_the_daily_work() {
             Err(why)
         }
     });
+}
+
+#[test]
+fn webpod_rolls_out_anew_although_its_pods_keep_apart_on_as_many_nodes() {
+    let lab = Lab::up("native-routing", &[]);
+    let before = lab.pods("app=webpod");
+    ok(&mut lab.kubectl(&["rollout", "restart", "deploy/webpod"]));
+    ok(&mut lab.kubectl(&["rollout", "status", "deploy/webpod", "--timeout=60s"]));
+    eventually("two new pods are left", || {
+        let now = lab.pods("app=webpod");
+        let new = now.iter().all(|pod| before.iter().all(|old| old.0 != pod.0));
+        if now.len() == 2 && new { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+}
+
+#[test]
+fn of_two_upgrades_at_once_the_second_lies_over_the_first() {
+    let lab = Lab::up("native-routing", &[]);
+    let state = podwire_provisioner::state::StateRoot::from_env().lab(&lab.name);
+    let lock = state.lock(|| panic!("nobody else works on {}", lab.name)).unwrap();
+    let upgrades = ["debug.enabled=true", "MTU=1400"].map(|set| {
+        let mut upgrade = Command::new(bin("lab"))
+            .args(["upgrade", &lab.name, "--set", set])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has seen the lab, and waits for this test.
+        let mut said = BufReader::new(upgrade.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(line.contains("waiting for it"), "{line}");
+        (upgrade, said)
+    });
+    drop(lock);
+    for (mut upgrade, mut said) in upgrades {
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert!(upgrade.wait().unwrap().success(), "{rest}");
+    }
+    let map = lab.get(&["-n", "kube-system", "get", "cm", "podwire-config", "-o", "jsonpath={.data}"]);
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    assert_eq!((&map["debug"], &map["mtu"]), (&"true".into(), &"1400".into()), "{map}");
+    let kept = state.running().unwrap().lab.typed_values().unwrap();
+    assert_eq!((kept.debug.enabled, kept.mtu), (true, 1400));
+}
+
+#[test]
+fn a_shell_without_a_terminal_reads_its_commands_in_silence() {
+    let lab = Lab::up("native-routing", &[]);
+    let mut shell = lab
+        .command("shell")
+        .arg("router")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    shell.stdin.take().unwrap().write_all(b"hostname\nexit 3\n").unwrap();
+    let out = shell.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "router\n");
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "");
+    assert_eq!(out.status.code(), Some(3));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use kube::{Client, Config};
 
 /// The API server cannot be reached because nothing says where it is.
@@ -22,8 +24,8 @@ pub enum ClientError {
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// A client: by $KUBECONFIG if it is set, else by the pod's service account, else by the user's kubeconfig. Returns the
-/// address of the API server too.
-pub async fn connect() -> Result<(Client, String), ClientError> {
+/// address of the API server too. Each call names `program`: audit logs and managed fields show who it was.
+pub async fn connect(program: &'static str) -> Result<(Client, String), ClientError> {
     let in_pod = std::env::var_os("KUBECONFIG").is_none() && Path::new(SERVICE_ACCOUNT).exists();
     let config = if in_pod {
         Config::incluster_env().map_err(|e| ClientError::InCluster(Box::new(e)))?
@@ -33,6 +35,37 @@ pub async fn connect() -> Result<(Client, String), ClientError> {
             .map_err(|e| ClientError::Kubeconfig(Box::new(e)))?
     };
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|e| ClientError::Client(Box::new(e)))?;
-    Ok((client, server))
+    Ok((client(config, program)?, server))
+}
+
+fn client(mut config: Config, program: &'static str) -> Result<Client, ClientError> {
+    config.headers.push((USER_AGENT, HeaderValue::from_static(program)));
+    Client::try_from(config).map_err(|e| ClientError::Client(Box::new(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_call_says_which_program_makes_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = client(Config::new(url.parse().unwrap()), "podwire-agent/1.2.3").unwrap();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            String::from_utf8(head).unwrap()
+        };
+        let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
+        let (answer, head) = tokio::join!(client.request_text(request), server);
+        assert_eq!(answer.unwrap(), "ok");
+        assert!(head.to_lowercase().contains("\r\nuser-agent: podwire-agent/1.2.3\r\n"), "{head}");
+    }
 }

@@ -74,7 +74,7 @@ pub enum OperatorError {
 pub async fn run(namespace: &str) -> Result<(), OperatorError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(OperatorError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(OperatorError::Signal)?;
-    let (client, server) = connect().await?;
+    let (client, server) = connect(concat!("podwire-operator/", env!("CARGO_PKG_VERSION"))).await?;
     let mut candidate = Candidate::new(client.clone(), namespace, OPERATOR_DEPLOYMENT, identity()?);
     tracing::info!("API server {server}");
     let ended = tokio::select! {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use ipnet::Ipv4Net;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -223,8 +225,10 @@ async fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn client(text: &str) -> Result<Client, Failure> {
-    let config =
+    let mut config =
         Config::from_custom_kubeconfig(Kubeconfig::from_yaml(text)?, &KubeConfigOptions::default()).await?;
+    let program = concat!("podwire-kube/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(program)));
     Ok(Client::try_from(config)?)
 }
 

@@ -129,8 +129,10 @@ async fn act(
         Action::Create(set) => match sets.create(&PostParams::default(), set).await {
             Ok(set) => {
                 let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
-                let text = format!("Scaled up replica set {} from 0 to {replicas}", set.name_any());
-                cluster.recorder.about(deployment, Severity::Normal, "ScalingReplicaSet", text);
+                if replicas > 0 {
+                    let text = format!("Scaled up replica set {} from 0 to {replicas}", set.name_any());
+                    cluster.recorder.about(deployment, Severity::Normal, "ScalingReplicaSet", text);
+                }
                 cluster.replica_sets.observe(set);
             }
             // Another template has the same hash: count it, so that the next try has another name.

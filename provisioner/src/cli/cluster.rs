@@ -68,9 +68,8 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     pub(super) fn run(self) -> Result<(), Ended> {
-        let (state, mut running) = StateRoot::from_env().pick(self.lab.as_deref())?;
-        let _lock =
-            state.lock(|| eprintln!("another command works on lab {:?}; waiting for it", state.name()))?;
+        let (state, _) = StateRoot::from_env().pick(self.lab.as_deref())?;
+        let (_lock, mut running) = access::locked(&state)?;
         let before = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;
         running.lab.values = self.values.over(running.lab.values.clone())?;
         let after = running.lab.typed_values().map_err(|e| Ended::Wrong(format!("values: {e}")))?;

@@ -1,5 +1,6 @@
 //! `lab exec` and `lab shell`.
 
+use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -45,7 +46,12 @@ impl Exec {
 impl Shell {
     pub(super) fn run(self) -> Result<(), Ended> {
         let shell = if std::path::Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
-        run_on(self.lab.as_deref(), &self.node, &[shell.to_owned(), "-i".to_owned()])
+        let mut words = vec![shell.to_owned()];
+        // A script on standard input wants neither prompts nor a word about job control.
+        if std::io::stdin().is_terminal() {
+            words.push("-i".to_owned());
+        }
+        run_on(self.lab.as_deref(), &self.node, &words)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
@@ -15,9 +17,11 @@ pub async fn connect(kubeconfig: &str, patience: Duration) -> Result<Client, Fai
     let thing = "API server";
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).or_failure(thing, "report this as a bug")?;
     let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
         .or_failure(thing, "report this as a bug")?;
+    let program = concat!("podwire-lab/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(program)));
     let client = Client::try_from(config).or_failure(thing, "report this as a bug")?;
     let deadline = Instant::now() + patience;
     loop {
