@@ -108,15 +108,20 @@ impl Summary {
         summary
     }
 
+    /// Seconds from the first lost call to the last one, to a tenth.
+    pub fn outage_seconds(&self) -> String {
+        let tenths = (self.outage_ms + 50) / 100;
+        format!("{}.{}", tenths / 10, tenths % 10)
+    }
+
     /// For reading in a terminal: totals, then one character a second, for all calls and for each pod.
     pub fn text(&self) -> String {
         let Count { answered, lost, not_sent } = self.count;
         let mut text = format!(
-            "{}: {answered} answered, {lost} lost, {not_sent} not sent in {} s; first to last loss {}.{:01} s\n",
+            "{}: {answered} answered, {lost} lost, {not_sent} not sent in {} s; first to last loss {} s\n",
             self.name,
             self.length,
-            self.outage_ms / 1000,
-            self.outage_ms % 1000 / 100
+            self.outage_seconds()
         );
         for (why, times) in &self.reasons {
             let _ = writeln!(text, "  lost {times}: {why}"); // a String takes everything

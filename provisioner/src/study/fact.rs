@@ -37,6 +37,8 @@ pub enum Fact {
     Answering,
     /// `source`: the source address that the web server on another node sees of curl-pod.
     Source,
+    /// `ttl.NODE`: of the answer to a ping of the web server on a node.
+    Ttl(String),
     /// `measure.FILE.lost`: of a journal in the study's directory.
     Lost(String),
     /// `measure.FILE.answered`.
@@ -74,6 +76,7 @@ impl Fact {
             ["pod", name, "ip"] => Self::PodIp(own(name)),
             ["pod", name, "device"] => Self::PodDevice(own(name)),
             ["webpod", node, "ip"] => Self::WebIp(own(node)),
+            ["ttl", node] => Self::Ttl(own(node)),
             ["measure", file, "lost"] => Self::Lost(own(file)),
             ["measure", file, "answered"] => Self::Answered(own(file)),
             ["measure", file, "outage"] => Self::Outage(own(file)),
@@ -92,7 +95,7 @@ impl Fact {
 
     /// True if pods have to be called.
     pub fn needs_calls(&self) -> bool {
-        matches!(self, Self::Answering | Self::Source)
+        matches!(self, Self::Answering | Self::Source | Self::Ttl(_))
     }
 
     /// What it is now; none if it cannot be known now.
@@ -125,12 +128,10 @@ impl Fact {
             }
             Self::Answering => Some(known.reached?.iter().filter(|r| r.answered()).count().to_string()),
             Self::Source => known.reached?.iter().filter(|r| r.elsewhere).find_map(Reached::source),
+            Self::Ttl(node) => known.reached?.iter().find(|r| r.node == *node)?.ttl.map(|ttl| ttl.to_string()),
             Self::Lost(file) => summary(known, file).map(|s| s.count.lost.to_string()),
             Self::Answered(file) => summary(known, file).map(|s| s.count.answered.to_string()),
-            Self::Outage(file) => summary(known, file).map(|s| {
-                let tenths = s.outage_ms.div_ceil(100);
-                format!("{}.{}", tenths / 10, tenths % 10)
-            }),
+            Self::Outage(file) => summary(known, file).map(|s| s.outage_seconds()),
         }
     }
 }

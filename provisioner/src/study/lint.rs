@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::check::Check;
 use super::course::{Course, Exercise, Step};
 use super::fact::{Fact, gaps};
+use super::show::{exercise_heading, step_heading};
 use super::text::{Block, COLUMNS, Text, blocks, columns};
 use crate::lab::{Diagnostic, Lab, hint, line_of};
 
@@ -54,6 +55,9 @@ pub fn exercise(course: &Course, exercise: &Exercise, text: &str, found: &mut Ve
     if body.steps.is_empty() {
         finder.add(0, "the exercise has no step; write a [[step]]".into());
     }
+    for (lang, title) in [(Lang::En, &body.title.en), (Lang::Ko, &body.title.ko)] {
+        heading(&mut finder, title, &exercise_heading(lang, exercise));
+    }
     let mut ids = BTreeSet::new();
     for step in &body.steps {
         if !ids.insert(step.id.get_ref()) {
@@ -61,6 +65,18 @@ pub fn exercise(course: &Course, exercise: &Exercise, text: &str, found: &mut Ve
             finder.add(step.id.span().start, message);
         }
         self::step(&mut finder, step, &settings);
+        let steps = body.steps.len();
+        for (lang, title) in [(Lang::En, &step.title.en), (Lang::Ko, &step.title.ko)] {
+            heading(&mut finder, title, &step_heading(lang, title.get_ref(), steps, steps));
+        }
+    }
+}
+
+/// A heading is one line.
+fn heading(finder: &mut Finder<'_>, title: &Spanned<String>, shown: &str) {
+    if columns(shown) > COLUMNS {
+        let message = format!("the heading {shown:?} takes {} columns of {COLUMNS}; shorten the title", columns(shown));
+        finder.add(title.span().start, message);
     }
 }
 

@@ -40,6 +40,7 @@ pub fn said(lang: Lang, said: &Said) -> String {
 const TABLE: &[Entry] = &[
     // what checks see
     ("config", "podwire-config says {key} = {is} (wanted: {wanted})", "podwire-config의 {key} 값: {is} (필요한 값: {wanted})"),
+    ("config-held", "podwire-config says {key} = {is}", "podwire-config의 {key} 값: {is}"),
     ("agent-runs", "the agent on {node} runs with {key} = {is} (wanted: {wanted})", "{node}의 에이전트가 쓰는 {key} 값: {is} (필요한 값: {wanted})"),
     ("agents-run", "every agent runs with {key} = {wanted}", "모든 에이전트가 {key} = {wanted}(으)로 동작 중"),
     ("network-missing", "{node} has no NodeNetwork", "{node}의 NodeNetwork가 없음"),

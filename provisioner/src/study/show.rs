@@ -66,8 +66,7 @@ impl Screen {
 
     /// Begins an exercise.
     pub fn exercise(&self, exercise: &Exercise) {
-        let minutes = say(self.lang, "minutes", &[("minutes", &exercise.body.minutes.to_string())]);
-        let title = format!("{}  {} ({minutes})", exercise.id, exercise.body.title.of(self.lang));
+        let title = exercise_heading(self.lang, exercise);
         self.line("");
         self.line(&Style::new().bold().apply_to(&title).to_string());
         self.line(&"=".repeat(columns(&title).min(self.width)));
@@ -76,8 +75,7 @@ impl Screen {
 
     /// Begins a step.
     pub fn step(&self, title: &str, number: usize, of: usize) {
-        let place = say(self.lang, "step-of", &[("step", &number.to_string()), ("steps", &of.to_string())]);
-        let title = format!("{title} ({place})");
+        let title = step_heading(self.lang, title, number, of);
         self.line("");
         self.line(&Style::new().bold().apply_to(&title).to_string());
         self.line(&"-".repeat(columns(&title).min(self.width)));
@@ -145,6 +143,18 @@ impl Screen {
         }
         self.say("list-end", &[]);
     }
+}
+
+/// The line above an exercise.
+pub(super) fn exercise_heading(lang: Lang, exercise: &Exercise) -> String {
+    let minutes = say(lang, "minutes", &[("minutes", &exercise.body.minutes.to_string())]);
+    format!("{}  {} ({minutes})", exercise.id, exercise.body.title.of(lang))
+}
+
+/// The line above a step.
+pub(super) fn step_heading(lang: Lang, title: &str, number: usize, of: usize) -> String {
+    let place = say(lang, "step-of", &[("step", &number.to_string()), ("steps", &of.to_string())]);
+    format!("{title} ({place})")
 }
 
 /// Fills a cell of a table up to its width in columns.

@@ -24,8 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Reached {
     /// The pod that was called.
     pub pod: String,
+    /// Its node.
+    pub node: String,
     /// It is on another node than the caller.
     pub elsewhere: bool,
+    /// The TTL of its answer to a ping.
+    pub ttl: Option<u8>,
     /// The answer, or why there is none.
     pub answer: Result<String, String>,
     /// The caller's own address.
@@ -56,15 +60,23 @@ pub async fn call_all(client: &Client, seen: &Snapshot) -> Vec<Reached> {
     let calls = seen.labelled("app=webpod").map(|web| {
         let pods = &pods;
         async move {
-            let answer = match web.ip {
+            let (answer, ttl) = match web.ip {
                 Some(ip) => {
-                    let url = format!("http://{ip}/");
-                    access::exec_in_pod(pods, CALLER, &["curl", "-sS", "--max-time", "2", &url], PATIENCE).await
+                    let (ip, url) = (ip.to_string(), format!("http://{ip}/"));
+                    let curl = ["curl", "-sS", "--max-time", "2", &url];
+                    let ping = ["ping", "-n", "-c", "1", "-W", "2", &ip];
+                    let (answer, echo) = futures::join!(
+                        access::exec_in_pod(pods, CALLER, &curl, PATIENCE),
+                        access::exec_in_pod(pods, CALLER, &ping, PATIENCE)
+                    );
+                    (answer, echo.ok().and_then(|said| ttl(&said)))
                 }
-                None => Err("it has no address".into()),
+                None => (Err("it has no address".into()), None),
             };
             Reached {
                 pod: web.name.clone(),
+                node: web.node.clone(),
+                ttl,
                 elsewhere: caller.is_some_and(|c| c.node != web.node),
                 answer,
                 caller: caller.and_then(|c| c.ip),
@@ -72,6 +84,11 @@ pub async fn call_all(client: &Client, seen: &Snapshot) -> Vec<Reached> {
         }
     });
     futures::future::join_all(calls).await
+}
+
+/// Of ping's output.
+fn ttl(said: &str) -> Option<u8> {
+    said.split_once("ttl=")?.1.split_whitespace().next()?.parse().ok()
 }
 
 /// Judges the calls.
@@ -189,7 +206,9 @@ mod tests {
     fn reached(answer: Result<&str, &str>) -> Reached {
         Reached {
             pod: "web".into(),
+            node: "b".into(),
             elsewhere: true,
+            ttl: ttl("64 bytes from 10.0.0.1: icmp_seq=1 ttl=62 time=0.1 ms"),
             answer: answer.map(str::to_owned).map_err(str::to_owned),
             caller: "10.244.0.2".parse().ok(),
         }
@@ -209,6 +228,12 @@ mod tests {
             let outcome = reach(&[good.clone(), bad]);
             assert!(!outcome.held && outcome.said.key == key, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn the_ttl_is_read_from_ping() {
+        assert_eq!(reached(Ok("")).ttl, Some(62));
+        assert_eq!(ttl("1 packets transmitted, 0 received"), None);
     }
 
     #[test]

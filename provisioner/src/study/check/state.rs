@@ -12,7 +12,9 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
     Some(match check {
         Check::Config { key, value } => {
             let is = seen.config.get(key);
-            Outcome::new(is == Some(value), "config", [arg("key", key), arg("is", shown(is)), arg("wanted", value)])
+            let key_of = if is == Some(value) { "config-held" } else { "config" };
+            let args = [arg("key", key), arg("is", shown(is)), arg("wanted", value)];
+            Outcome::new(is == Some(value), key_of, args)
         }
         Check::AgentsRun { key, value } => agents_run(seen, key, value),
         Check::NodeNetworks { within, node, single } => node_networks(seen, *within, node.as_deref(), *single),
