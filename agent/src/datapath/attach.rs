@@ -48,11 +48,13 @@ pub enum Hook {
     FromNetwork,
     /// Egress of podwire_host.
     FromHost,
+    /// Egress of an underlay device.
+    ToNetwork,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 3] = [Self::FromEndpoint, Self::FromNetwork, Self::FromHost];
+    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::FromNetwork, Self::FromHost, Self::ToNetwork];
 
     /// Name of its program.
     pub const fn program(self) -> &'static str {
@@ -60,20 +62,21 @@ impl Hook {
             Self::FromEndpoint => "from_endpoint",
             Self::FromNetwork => "from_network",
             Self::FromHost => "from_host",
+            Self::ToNetwork => "to_network",
         }
     }
 
     const fn tcx_point(self) -> TcxPoint {
         match self {
             Self::FromEndpoint | Self::FromNetwork => TcxPoint::Ingress,
-            Self::FromHost => TcxPoint::Egress,
+            Self::FromHost | Self::ToNetwork => TcxPoint::Egress,
         }
     }
 
     const fn tc_type(self) -> TcAttachType {
         match self {
             Self::FromEndpoint | Self::FromNetwork => TcAttachType::Ingress,
-            Self::FromHost => TcAttachType::Egress,
+            Self::FromHost | Self::ToNetwork => TcAttachType::Egress,
         }
     }
 }

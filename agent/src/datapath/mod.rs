@@ -15,14 +15,16 @@ use aya::{
 };
 use ipnet::Ipv4Net;
 use podwire_abi::{
-    Counter, DropReason, Endpoint, EndpointKey, IpcacheEntry, NodeConfig, Point, flags, from_wire, maps,
-    metric_index, to_wire,
+    Counter, DropReason, Endpoint, EndpointKey, IpcacheEntry, NodeConfig, Point,
+    connection::{Connection, ConnectionKey, MasqueradeKey},
+    flags, from_wire, maps, metric_index, to_wire,
 };
 
 mod attach;
 mod error;
 mod events;
 mod flow;
+mod masquerade;
 mod pins;
 mod probe;
 mod sys;
@@ -32,6 +34,7 @@ pub use self::{
     error::DatapathError,
     events::EventStream,
     flow::{Flow, FlowEvent, L4, Names},
+    masquerade::{Connections, Direction, MasqueradeAddresses},
     probe::{Feature, probe},
 };
 
@@ -55,6 +58,10 @@ struct Inner {
     ipcache: Mutex<LpmTrie<MapData, u32, IpcacheEntry>>,
     config: Mutex<Array<MapData, NodeConfig>>,
     metrics: PerCpuArray<MapData, Counter>,
+    /// In the order of [`Direction`].
+    connections: [Mutex<HashMap<MapData, ConnectionKey, Connection>>; 2],
+    masquerade: Mutex<LpmTrie<MapData, MasqueradeKey, u32>>,
+    non_masquerade: Mutex<LpmTrie<MapData, u32, u32>>,
     /// The configuration whose pod CIDRs the programs do not know yet, because not all pods are in the new maps.
     withheld: Mutex<Option<NodeConfig>>,
     events_taken: Arc<AtomicBool>,
@@ -97,6 +104,12 @@ impl Datapath {
                 ipcache: Mutex::new(typed(&pins, maps::IPCACHE)?),
                 config: Mutex::new(typed(&pins, maps::CONFIG)?),
                 metrics: typed(&pins, maps::METRICS)?,
+                connections: [
+                    Mutex::new(typed(&pins, Direction::Out.map())?),
+                    Mutex::new(typed(&pins, Direction::In.map())?),
+                ],
+                masquerade: Mutex::new(typed(&pins, maps::MASQUERADE)?),
+                non_masquerade: Mutex::new(typed(&pins, maps::NON_MASQUERADE)?),
                 withheld: Mutex::new((!pins.are_settled()).then(NodeConfig::default)),
                 pins,
                 mode,

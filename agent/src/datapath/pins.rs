@@ -27,7 +27,12 @@ use nix::{
 };
 use podwire_abi::{
     ABI_VERSION, Counter, EVENT_RING_BYTES, Endpoint, EndpointKey, IpcacheEntry, MAX_ENDPOINTS, MAX_IPCACHE,
-    METRIC_SLOTS, NodeConfig, maps,
+    METRIC_SLOTS, NodeConfig,
+    connection::{
+        Connection, ConnectionKey, FragmentKey, FragmentPorts, MAX_CONNECTIONS, MAX_FRAGMENTED,
+        MAX_MASQUERADE_ADDRESSES, MAX_NON_MASQUERADE, MasqueradeKey,
+    },
+    maps,
 };
 
 use super::{DatapathError, attach::Hook};
@@ -44,7 +49,7 @@ struct Shape {
     entries: u32,
 }
 
-const SHAPES: [Shape; 5] = [
+const SHAPES: [Shape; 10] = [
     Shape {
         name: maps::ENDPOINTS,
         kind: MapType::Hash,
@@ -68,7 +73,40 @@ const SHAPES: [Shape; 5] = [
         entries: METRIC_SLOTS,
     },
     Shape { name: maps::EVENTS, kind: MapType::RingBuf, key: 0, value: 0, entries: EVENT_RING_BYTES },
+    connections(maps::CONNECTIONS_OUT),
+    connections(maps::CONNECTIONS_IN),
+    Shape {
+        name: maps::FRAGMENTED,
+        kind: MapType::LruHash,
+        key: size_of::<FragmentKey>(),
+        value: size_of::<FragmentPorts>(),
+        entries: MAX_FRAGMENTED,
+    },
+    Shape {
+        name: maps::MASQUERADE,
+        kind: MapType::LpmTrie,
+        key: 4 + size_of::<MasqueradeKey>(),
+        value: 4,
+        entries: MAX_MASQUERADE_ADDRESSES,
+    },
+    Shape {
+        name: maps::NON_MASQUERADE,
+        kind: MapType::LpmTrie,
+        key: 8,
+        value: 4,
+        entries: MAX_NON_MASQUERADE,
+    },
 ];
+
+const fn connections(name: &'static str) -> Shape {
+    Shape {
+        name,
+        kind: MapType::Hash,
+        key: size_of::<ConnectionKey>(),
+        value: size_of::<Connection>(),
+        entries: MAX_CONNECTIONS,
+    }
+}
 
 /// The pin directory of one node.
 #[derive(Debug)]

@@ -6,7 +6,11 @@
 
 mod forwarding;
 mod malformed;
+mod masquerade;
+mod masquerade_errors;
+mod masquerade_limits;
 mod net;
+mod outside;
 mod refusals;
 mod takeover;
 mod tap;

@@ -114,7 +114,7 @@ fn any_frame_gets_an_answer() {
             .run(&frame, |mut frame| {
                 for kind in [[8, 0], [8, 6], [0x86, 0xdd]] {
                     frame[12..14].copy_from_slice(&kind);
-                    for program in ["from_endpoint", "from_network", "from_host"] {
+                    for program in ["from_endpoint", "from_network", "from_host", "to_network"] {
                         assert!([NEXT, DROP].contains(&answer(node, program, &frame)));
                     }
                 }

@@ -86,7 +86,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn make_namespace(name: &str) {
+pub fn make_namespace(name: &str) {
     sh(&format!("ip netns add {name}"));
     sh(&format!("ip -n {name} link set lo up"));
 }
@@ -95,11 +95,11 @@ fn sysctl(netns: &str, name: &str, value: &str) {
     inside(netns, || fs::write(Path::new("/proc/sys").join(name), value).unwrap());
 }
 
-fn ifindex(netns: &str, device: &str) -> u32 {
+pub fn ifindex(netns: &str, device: &str) -> u32 {
     inside(netns, || nix::net::if_::if_nametoindex(device).unwrap())
 }
 
-fn mac(netns: &str, device: &str) -> [u8; 6] {
+pub fn mac(netns: &str, device: &str) -> [u8; 6] {
     let link = sh(&format!("ip -n {netns} -o link show dev {device}"));
     let text = link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
@@ -127,6 +127,8 @@ pub struct Node {
     pub datapath: Datapath,
     pub pin_dir: PathBuf,
     pub eth1: u32,
+    /// Native CIDRs: the node masquerades if there are any.
+    pub native: Vec<(Ipv4Addr, u8)>,
 }
 
 pub struct Pod {
@@ -174,12 +176,13 @@ impl Node {
         }
         let pin_dir = Path::new("/sys/fs/bpf").join(&name);
         let datapath = inside(&name, || Datapath::open_in(&pin_dir, setup.mode).unwrap());
-        let node = Self { number, eth1: ifindex(&name, "eth1"), name, setup, datapath, pin_dir };
+        let node =
+            Self { number, eth1: ifindex(&name, "eth1"), name, setup, datapath, pin_dir, native: vec![] };
         node.configure();
         node
     }
 
-    fn configure(&self) {
+    pub fn configure(&self) {
         self.configure_and_restore(&[]);
     }
 
@@ -187,7 +190,11 @@ impl Node {
     pub fn configure_and_restore(&self, pods: &[&Pod]) {
         inside(&self.name, || {
             let own = |last| Ipv4Addr::new(10, 244, self.number, last);
-            self.datapath.set_config(NodeConfig::new(self.ip(), own(1), [(own(0), 24)])).unwrap();
+            let mut config = NodeConfig::new(self.ip(), own(1), [(own(0), 24)]);
+            if !self.native.is_empty() {
+                config = config.masquerading(self.native.iter().copied());
+            }
+            self.datapath.set_config(config).unwrap();
             for pod in pods {
                 self.datapath.add_endpoint(pod.ip, pod.endpoint).unwrap();
             }
@@ -196,6 +203,9 @@ impl Node {
                 self.datapath.attach_host_device(host).unwrap();
             }
             self.datapath.attach_network_device(self.eth1).unwrap();
+            if !self.native.is_empty() {
+                self.datapath.attach_masquerade(self.eth1).unwrap();
+            }
             for ip in [self.ip(), own(1)] {
                 let host = IpcacheEntry { identity: identity::HOST, node_ip: 0 };
                 self.datapath.ipcache_upsert(ip.into(), host).unwrap();

@@ -158,3 +158,33 @@ pub fn udp_frame(to: [u8; 6], from: [u8; 6], source: Ipv4Addr, destination: Ipv4
     frame.extend([0x0f, 0xa0, 0x0f, 0xa1, 0, 12, 0, 0, 1, 2, 3, 4]);
     frame
 }
+
+/// As `udp_frame`, between ports, with a payload and the checksum that is due.
+pub fn summed_udp_frame(
+    to: [u8; 6],
+    from: [u8; 6],
+    source: (Ipv4Addr, u16),
+    destination: (Ipv4Addr, u16),
+    ttl: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut frame = udp_frame(to, from, source.0, destination.0, ttl);
+    frame.truncate(34);
+    let length = (8 + payload.len() as u16).to_be_bytes();
+    let mut udp = Vec::from(source.1.to_be_bytes());
+    udp.extend(destination.1.to_be_bytes());
+    udp.extend(length);
+    udp.extend([0, 0]);
+    udp.extend(payload);
+    let mut summed = frame[26..34].to_vec();
+    summed.extend([0, 17]);
+    summed.extend(length);
+    summed.extend(&udp);
+    udp[6..8].copy_from_slice(&checksum(&summed).to_be_bytes());
+    frame.extend(udp);
+    frame[16..18].copy_from_slice(&(28 + payload.len() as u16).to_be_bytes());
+    frame[24..26].copy_from_slice(&[0, 0]);
+    let sum = checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}

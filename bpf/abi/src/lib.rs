@@ -6,8 +6,10 @@
 
 use core::{fmt, net::Ipv4Addr};
 
+pub mod connection;
+
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -21,6 +23,16 @@ pub mod maps {
     pub const METRICS: &str = "podwire_metrics";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "podwire_events";
+    /// Hash: [`super::connection::ConnectionKey`] to [`super::connection::Connection`]: what leaves, as pods send it.
+    pub const CONNECTIONS_OUT: &str = "podwire_ct_out";
+    /// As [`CONNECTIONS_OUT`]: what comes in, as the wire has it.
+    pub const CONNECTIONS_IN: &str = "podwire_ct_in";
+    /// LRU hash: [`super::connection::FragmentKey`] to [`super::connection::FragmentPorts`].
+    pub const FRAGMENTED: &str = "podwire_frag";
+    /// LPM trie: [`super::connection::MasqueradeKey`] to the address (network byte order) that stands in for pods there.
+    pub const MASQUERADE: &str = "podwire_masq";
+    /// LPM trie: prefix and address to 1: destinations that see pods' own addresses (ip-masq-agent).
+    pub const NON_MASQUERADE: &str = "podwire_ipmasq";
 }
 
 /// Capacity of the endpoint map. A node's pod CIDR of /24 needs 254; /16 is the largest that is sensible.
@@ -85,7 +97,10 @@ pub mod identity {
 /// How many pod CIDRs of a node the programs know by heart.
 pub const MAX_POD_CIDRS: usize = 4;
 
-/// One pod CIDR of this node.
+/// How many native CIDRs the programs know by heart.
+pub const MAX_NATIVE_CIDRS: usize = 8;
+
+/// One CIDR, to compare with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PodCidr {
@@ -110,9 +125,20 @@ pub struct NodeConfig {
     /// The node's own pod CIDRs: an address in there without a pod is unroutable, and is dropped here so that no
     /// default route carries it in a circle.
     pub pod_cidrs: [PodCidr; 4], // MAX_POD_CIDRS; by name, struct update syntax in another crate crashes rustc 1.95
+    /// What is sent there keeps the pod's address.
+    pub native_cidrs: [PodCidr; 8], // MAX_NATIVE_CIDRS
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 16 + MAX_POD_CIDRS * size_of::<PodCidr>());
+const _: () =
+    assert!(size_of::<NodeConfig>() == 16 + (MAX_POD_CIDRS + MAX_NATIVE_CIDRS) * size_of::<PodCidr>());
+
+impl PodCidr {
+    /// The CIDR of a network address and a prefix length.
+    pub fn new(net: Ipv4Addr, prefix: u8) -> Self {
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0).to_be();
+        Self { net: to_wire(net) & mask, mask }
+    }
+}
 
 impl NodeConfig {
     /// The configuration of a node with these addresses and pod CIDRs (network address and prefix length, at most
@@ -124,10 +150,19 @@ impl NodeConfig {
     ) -> Self {
         let mut config = Self { node_ip: to_wire(node_ip), router_ip: to_wire(router_ip), ..Self::default() };
         for (slot, (net, prefix)) in config.pod_cidrs.iter_mut().zip(pod_cidrs) {
-            let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0).to_be();
-            *slot = PodCidr { net: to_wire(net) & mask, mask };
+            *slot = PodCidr::new(net, prefix);
         }
         config
+    }
+
+    /// Masquerades what pods send elsewhere than to these CIDRs (at most [`MAX_NATIVE_CIDRS`]).
+    #[must_use]
+    pub fn masquerading(mut self, native_cidrs: impl IntoIterator<Item = (Ipv4Addr, u8)>) -> Self {
+        self.flags |= flags::MASQUERADE;
+        for (slot, (net, prefix)) in self.native_cidrs.iter_mut().zip(native_cidrs) {
+            *slot = PodCidr::new(net, prefix);
+        }
+        self
     }
 }
 
@@ -146,6 +181,8 @@ pub const fn from_wire(wire: u32) -> Ipv4Addr {
 pub mod flags {
     /// Somebody listens: report forwarded packets too, not only drops.
     pub const TRACE: u32 = 1;
+    /// Pods' addresses do not leave the native network.
+    pub const MASQUERADE: u32 = 2;
 }
 
 /// Counter of packets and bytes.
@@ -262,10 +299,18 @@ pub enum DropReason {
     StaleOrUnroutable = 7,
     /// The frame could not be written.
     WriteError = 8,
+    /// No port is free, the device has no address, or nothing is known of the connection.
+    NatNoMapping = 9,
+    /// A protocol without ports or identifiers, which cannot be masqueraded.
+    NatUnsupportedProtocol = 10,
+    /// The map of connections is full.
+    ConnectionInsertFailed = 11,
+    /// A piece of a packet whose first piece, the one with the ports, was not seen.
+    FragmentNotFound = 12,
 }
 
 /// Number of [`DropReason`]s.
-pub const DROP_REASONS: u32 = 9;
+pub const DROP_REASONS: u32 = 13;
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
@@ -279,6 +324,10 @@ impl DropReason {
         Self::FragmentationNeeded,
         Self::StaleOrUnroutable,
         Self::WriteError,
+        Self::NatNoMapping,
+        Self::NatUnsupportedProtocol,
+        Self::ConnectionInsertFailed,
+        Self::FragmentNotFound,
     ];
 
     /// The field's words for it.
@@ -293,6 +342,10 @@ impl DropReason {
             Self::FragmentationNeeded => "Fragmentation needed",
             Self::StaleOrUnroutable => "Stale or unroutable IP",
             Self::WriteError => "Error writing to packet",
+            Self::NatNoMapping => "No mapping for NAT masquerade",
+            Self::NatUnsupportedProtocol => "Unsupported protocol for NAT masquerade",
+            Self::ConnectionInsertFailed => "CT: Map insertion failed",
+            Self::FragmentNotFound => "First logical datagram fragment not found",
         }
     }
 }
@@ -387,14 +440,14 @@ mod tests {
         }
         assert!(Point::try_from(POINTS as u8).is_err());
         assert!(DropReason::try_from(DROP_REASONS as u8).is_err());
-        assert_eq!(metric_index(Point::FromHost, DropReason::WriteError), METRIC_SLOTS - 1);
+        assert_eq!(metric_index(Point::FromHost, DropReason::FragmentNotFound), METRIC_SLOTS - 1);
     }
 
     #[test]
     fn structs_have_no_padding() {
         assert_eq!(size_of::<Endpoint>(), 4 + 2 + 6 + 6 + 2 + 4);
         assert_eq!(size_of::<IpcacheEntry>(), 8);
-        assert_eq!(size_of::<NodeConfig>(), 16 + 8 * MAX_POD_CIDRS);
+        assert_eq!(size_of::<NodeConfig>(), 16 + 8 * (MAX_POD_CIDRS + MAX_NATIVE_CIDRS));
         assert_eq!(size_of::<Event>(), 8 + 5 * 4 + 2 + 1 + 1 + EVENT_HEADER_BYTES);
     }
 
@@ -410,5 +463,9 @@ mod tests {
         assert_eq!(config.pod_cidrs[0].mask.to_ne_bytes(), [255, 255, 255, 0]);
         assert_eq!(config.pod_cidrs[1].mask, 0, "a CIDR of everything is no pod CIDR");
         assert_eq!(config.pod_cidrs[3], PodCidr::default());
+        assert_eq!(config.flags & flags::MASQUERADE, 0);
+        let config = config.masquerading([(Ipv4Addr::new(10, 244, 0, 0), 16)]);
+        assert_eq!(config.native_cidrs[0], PodCidr::new(Ipv4Addr::new(10, 244, 3, 4), 16));
+        assert_eq!(config.flags, flags::MASQUERADE);
     }
 }

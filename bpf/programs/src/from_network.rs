@@ -1,9 +1,14 @@
-//! Ingress of an underlay device: packets for pods of this node skip the node's stack.
+//! Ingress of an underlay device: packets for pods of this node skip the node's stack, answers to masqueraded ones too.
 
 use aya_ebpf::bindings::__sk_buff;
-use podwire_abi::{DropReason, Point};
+use podwire_abi::{DropReason, Endpoint, NodeConfig, Point};
 
-use crate::{DROP, NEXT, deliver, packet, report, state};
+use crate::{
+    DROP, NEXT, deliver,
+    masquerade::{self, Arrival},
+    packet::{self, Ipv4},
+    report, state,
+};
 
 #[inline(always)]
 pub fn run(skb: *mut __sk_buff) -> i32 {
@@ -18,17 +23,51 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
         report::dropped(skb, Point::FromNetwork, DropReason::Malformed, None, 0);
         return DROP;
     };
-    let Some(endpoint) = state::endpoint(ip.dst) else {
-        if state::in_own_pod_cidr(config, ip.dst) && ip.dst != config.router_ip {
-            // The stack might send it back to where it came from, by the default route.
-            report::dropped(skb, Point::FromNetwork, DropReason::StaleOrUnroutable, Some(&ip), 0);
-            return DROP;
+    let from_beyond = state::beyond_native(config, ip.src);
+    if let Some(endpoint) = state::endpoint(ip.dst) {
+        if from_beyond && let Err(reason) = masquerade::arriving_at_pod(skb, &ip) {
+            return dropped(skb, reason, &ip);
         }
-        return NEXT;
-    };
+        return deliver(skb, config, &ip, endpoint);
+    }
+    if !from_beyond {
+        return to_no_pod(skb, config, &ip);
+    }
+    match masquerade::arriving(skb, &ip) {
+        Arrival::NotOurs => to_no_pod(skb, config, &ip),
+        Arrival::Failed => dropped(skb, DropReason::WriteError, &ip),
+        Arrival::Translated => {
+            let Some(ip) = packet::ipv4(skb) else { return DROP };
+            match state::endpoint(ip.dst) {
+                Some(endpoint) => deliver(skb, config, &ip, endpoint),
+                // The node's own, or of a pod that is gone.
+                None => to_no_pod(skb, config, &ip),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dropped(skb: *mut __sk_buff, reason: DropReason, ip: &Ipv4) -> i32 {
+    report::dropped(skb, Point::FromNetwork, reason, Some(ip), 0);
+    DROP
+}
+
+#[inline(always)]
+fn deliver(skb: *mut __sk_buff, config: &NodeConfig, ip: &Ipv4, endpoint: &Endpoint) -> i32 {
     if ip.has_options() {
         // Options are the stack's work; it forwards the packet to the pod itself.
         return NEXT;
     }
-    deliver::routed(skb, config, Point::FromNetwork, 0, &ip, endpoint)
+    deliver::routed(skb, config, Point::FromNetwork, 0, ip, endpoint)
+}
+
+/// The node's own packets, and what it forwards.
+#[inline(always)]
+fn to_no_pod(skb: *mut __sk_buff, config: &NodeConfig, ip: &Ipv4) -> i32 {
+    if state::in_own_pod_cidr(config, ip.dst) && ip.dst != config.router_ip {
+        // The stack might send it back to where it came from, by the default route.
+        return dropped(skb, DropReason::StaleOrUnroutable, ip);
+    }
+    NEXT
 }

@@ -20,13 +20,18 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 
+mod connection;
 mod deliver;
 mod from_endpoint;
 mod from_host;
 mod from_network;
+mod masquerade;
 mod packet;
 mod report;
+mod rewrite;
 mod state;
+mod to_network;
+mod transport;
 
 /// Let the next program, and then the network stack, have the packet (`TC_ACT_UNSPEC`, the `TCX_NEXT` of tcx links).
 const NEXT: i32 = -1;
@@ -49,6 +54,12 @@ pub fn from_network(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_host(ctx: TcContext) -> i32 {
     from_host::run(ctx.skb.skb)
+}
+
+/// Egress of a device of the underlay: what leaves the node.
+#[classifier]
+pub fn to_network(ctx: TcContext) -> i32 {
+    to_network::run(ctx.skb.skb)
 }
 
 /// `bpf_redirect_neigh` and `bpf_redirect_peer` are GPL-only helpers.

@@ -1,8 +1,11 @@
 //! Reading and rewriting a frame in place.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes},
+};
 use podwire_abi::Endpoint;
 
 /// Bytes of an Ethernet header.
@@ -14,6 +17,13 @@ pub const IPV4: usize = 20;
 pub const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
 /// `ETH_P_ARP`.
 pub const PROTOCOL_ARP: u32 = 0x0806_u16.to_be() as u32;
+
+/// `IPPROTO_ICMP`.
+pub const ICMP: u8 = 1;
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
 
 /// `PACKET_HOST`: the frame is addressed to this device.
 pub const TO_THIS_HOST: u32 = 0;
@@ -64,6 +74,30 @@ impl Ipv4 {
         self.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0
     }
 
+    /// Whether this is a piece of a larger packet, but not its first.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment & FRAGMENT_OFFSET.to_be() != 0
+    }
+
+    /// What all pieces of a packet have in common; network byte order.
+    #[inline(always)]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// Bytes of this header, options included.
+    #[inline(always)]
+    pub fn header_len(&self) -> u32 {
+        u32::from(self.version_ihl & 0x0f) * 4
+    }
+
+    /// Whether this is an IPv4 header at all.
+    #[inline(always)]
+    pub fn is_whole(&self) -> bool {
+        self.version_ihl >> 4 == 4 && self.header_len() >= IPV4 as u32
+    }
+
     /// Multicast (RFC 5771) or the limited broadcast.
     #[inline(always)]
     pub fn is_to_many(&self) -> bool {
@@ -94,13 +128,33 @@ pub fn ipv4(skb: *mut __sk_buff) -> Option<Ipv4> {
     };
     // SAFETY: `at` has checked the bounds.
     let header = unsafe { ptr::read_unaligned(header.cast::<Ipv4>()) };
-    let header_len = u32::from(header.version_ihl & 0x0f) * 4;
+    let header_len = header.header_len();
     let total = u32::from(header.total_length());
     // SAFETY: as above.
     let (frame, gso) = unsafe { ((*skb).len, (*skb).gso_size) };
     // A GSO packet beyond 64 KiB (BIG TCP) says 0.
     let length_holds = (total >= header_len && total + ETHERNET as u32 <= frame) || (total == 0 && gso != 0);
-    (header.version_ihl >> 4 == 4 && header_len >= IPV4 as u32 && length_holds).then_some(header)
+    (header.is_whole() && length_holds).then_some(header)
+}
+
+/// What stands at an offset of the frame, wherever the kernel keeps it. Any bytes must be a value of `T`.
+#[inline(always)]
+pub fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: a valid context; the helper writes `size_of::<T>()` bytes or fails.
+    unsafe {
+        if bpf_skb_load_bytes(skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) != 0 {
+            return None;
+        }
+        Some(value.assume_init())
+    }
+}
+
+/// Writes at an offset of the frame. `false` if it cannot be written. Invalidates what `at` has given.
+#[inline(always)]
+pub fn store<T: Copy>(skb: *mut __sk_buff, offset: u32, value: &T) -> bool {
+    // SAFETY: a valid context, and `value` is initialised memory of the size given.
+    unsafe { bpf_skb_store_bytes(skb, offset, ptr::from_ref(value).cast(), size_of::<T>() as u32, 0) == 0 }
 }
 
 /// The layer-4 fields that policy routing and multipath hashing look at.
@@ -117,8 +171,6 @@ pub struct Ports {
 /// The ports of an unfragmented TCP or UDP packet without IP options, where they can be read in place.
 #[inline(always)]
 pub fn ports(skb: *mut __sk_buff, ip: &Ipv4) -> Ports {
-    const TCP: u8 = 6;
-    const UDP: u8 = 17;
     let mut ports = Ports::default();
     if ip.is_fragment() || (ip.protocol != TCP && ip.protocol != UDP) {
         return ports;
