@@ -115,10 +115,7 @@ pub(crate) async fn exec_in_pod(
 ) -> Result<String, String> {
     let params = AttachParams::default().stdin(false).stdout(true).stderr(true);
     let work = async {
-        let mut process = pods
-            .exec(name, argv.iter().copied(), &params)
-            .await
-            .map_err(|e| e.to_string())?;
+        let mut process = pods.exec(name, argv.iter().copied(), &params).await.map_err(|e| e.to_string())?;
         let (mut out, mut err) = (String::new(), String::new());
         let (stdout, stderr, status) = (process.stdout(), process.stderr(), process.take_status());
         let read_out = async {

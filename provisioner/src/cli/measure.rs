@@ -149,7 +149,8 @@ impl Start {
         let (Some(process), true) = (process, line.starts_with("begun")) else {
             let said = fs::read_to_string(&log).unwrap_or_default();
             let cause = if said.trim().is_empty() { "it ended at once" } else { said.trim() };
-            let mend = format!("see that pod {} and the pods of Service {} run: lab status", self.from, self.to);
+            let mend =
+                format!("see that pod {} and the pods of Service {} run: lab status", self.from, self.to);
             return Err(Failure::new(thing, cause, mend).into());
         };
         let under_way = UnderWay { process, file };

@@ -12,7 +12,6 @@ mod study;
 
 pub(crate) use measure::under_way as measurement_under_way;
 
-
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

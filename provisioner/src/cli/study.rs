@@ -76,7 +76,10 @@ impl Study {
         let lang = self.lang.unwrap_or_else(from_locale);
         if self.lint {
             let steps: usize = course.exercises().map(|e| e.body.steps.len()).sum();
-            eprintln!("{} exercises with {steps} steps, in both languages: nothing is wrong", course.exercises().count());
+            eprintln!(
+                "{} exercises with {steps} steps, in both languages: nothing is wrong",
+                course.exercises().count()
+            );
             return Ok(());
         }
         let chosen = choose(&course, self.what.as_deref())?;
@@ -95,7 +98,8 @@ impl Study {
         if self.reset {
             desk.fresh(current)?;
             let part = progress.of(&current.id);
-            *part = crate::study::progress::Part { lab: desk.lab_id().unwrap_or_default(), ..Default::default() };
+            *part =
+                crate::study::progress::Part { lab: desk.lab_id().unwrap_or_default(), ..Default::default() };
             progress.keep()?;
             screen.say("reset-done", &[("exercise", &current.id)]);
             return Ok(());
@@ -122,7 +126,13 @@ impl Study {
         Ok(())
     }
 
-    fn check(&self, desk: &Desk, screen: &Screen, exercise: &Exercise, progress: &Progress) -> Result<(), Ended> {
+    fn check(
+        &self,
+        desk: &Desk,
+        screen: &Screen,
+        exercise: &Exercise,
+        progress: &Progress,
+    ) -> Result<(), Ended> {
         let part = progress.exercises.get(&exercise.id).cloned().unwrap_or_default();
         let step = exercise.body.steps.get(part.steps);
         let (Some(step), Some(id)) = (step, desk.lab_id()) else {
@@ -153,7 +163,7 @@ impl Study {
             if outcomes.iter().any(|o| !o.held) {
                 screen.say("missing", &[]);
             }
-            outcomes.iter().for_each(|o| screen.outcome(o));
+            screen.outcomes(&outcomes);
         }
         if outcomes.iter().all(|o| o.held) { Ok(()) } else { Err(Ended::Code(1)) }
     }
@@ -218,7 +228,8 @@ impl TemporaryDirectory {
     fn new(wanted: bool) -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("podwire-study-{}", std::process::id()));
         if wanted {
-            std::fs::create_dir_all(&path).or_failure(path.display().to_string(), "give a directory with --dir")?;
+            std::fs::create_dir_all(&path)
+                .or_failure(path.display().to_string(), "give a directory with --dir")?;
         }
         Ok(Self(path))
     }
@@ -289,14 +300,12 @@ fn choose<'a>(course: &'a Course, what: Option<&str>) -> Result<Vec<&'a Exercise
         return Err(Ended::Wrong(format!("week {week:?}: there is no such week; there are: {}", weeks())));
     };
     let Some(name) = name else { return Ok(found.exercises.iter().collect()) };
-    match found.exercises.iter().find(|e| e.id == what) {
-        Some(exercise) => Ok(vec![exercise]),
-        None => {
-            let names: Vec<&str> = found.exercises.iter().filter_map(|e| Some(e.id.split_once('/')?.1)).collect();
-            let mend = hint(name, names, "the exercises are");
-            Err(Ended::Wrong(format!("exercise {what:?}: there is no such exercise; {mend}")))
-        }
+    if let Some(exercise) = found.exercises.iter().find(|e| e.id == what) {
+        return Ok(vec![exercise]);
     }
+    let names: Vec<&str> = found.exercises.iter().filter_map(|e| Some(e.id.split_once('/')?.1)).collect();
+    let mend = hint(name, names, "the exercises are");
+    Err(Ended::Wrong(format!("exercise {what:?}: there is no such exercise; {mend}")))
 }
 
 /// The exercise that is under way, else the first that is not done, else the first.
@@ -319,7 +328,9 @@ fn solve(desk: &Desk, screen: &Screen, exercise: &Exercise, progress: &mut Progr
     }
     let faults = proof::solve_from(desk, screen, exercise, from)?;
     if !faults.is_empty() {
-        faults.iter().for_each(|fault| screen.fault(fault));
+        for fault in &faults {
+            screen.fault(fault);
+        }
         return Err(Ended::Code(1));
     }
     let part = progress.of(&exercise.id);
@@ -354,7 +365,7 @@ fn walk(
         if exercise.id != wanted.id {
             screen.say("first", &[("exercise", &wanted.id), ("before", &exercise.id)]);
         }
-        let end = Walk::new(desk, screen, progress)?.exercise(exercise)?;
+        let end = Walk::new(desk, screen, progress).exercise(exercise)?;
         if end != End::Done {
             screen.line("");
             screen.say("kept", &[("exercise", &exercise.id), ("lab", &desk.lab)]);

@@ -21,8 +21,8 @@ pub use diagnostic::{Diagnostic, LabError};
 pub(crate) use source::embedded;
 pub use source::{Source, embedded_names};
 pub(crate) use source::{embedded_under, line_of, read_text};
-pub(crate) use words::hint;
 pub(crate) use values::shape_errors;
+pub(crate) use words::hint;
 
 /// A checked lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,7 +43,8 @@ pub(crate) fn embedded(path: &str) -> Option<&'static str> {
 /// Every text file below a directory of the embedded `labs/` directory: path and text.
 pub(crate) fn embedded_under(directory: &str) -> Vec<(String, &'static str)> {
     fn collect(directory: &'static Dir<'static>, into: &mut Vec<(String, &'static str)>) {
-        let texts = directory.files().filter_map(|f| Some((f.path().display().to_string(), f.contents_utf8()?)));
+        let texts =
+            directory.files().filter_map(|f| Some((f.path().display().to_string(), f.contents_utf8()?)));
         into.extend(texts);
         directory.dirs().for_each(|d| collect(d, into));
     }

@@ -74,7 +74,7 @@ pub async fn run(
     let journal = Writer { file: Arc::new(Mutex::new(file)) };
     let slices = endpoints(&client, &options.to);
 
-    let began = Instant::now();
+    let start = Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / options.rate.max(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut connecting = std::pin::pin!(connect(&pods, &options.from));
@@ -89,7 +89,7 @@ pub async fn run(
                 connecting.set(connect(&pods, &options.from));
             }
             _ = ticks.tick() => {
-                let at = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let at = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
                 if hand.as_ref().is_some_and(Hand::is_gone) {
                     hand = None;
                 }
@@ -99,7 +99,7 @@ pub async fn run(
                     (Some(_), None) => journal.write(&idle(Outcome::Lost, "no pod of the Service is Ready")),
                     (Some(hand), Some((pod, ip))) => hand.call(at, pod, ip).await,
                 }
-                let waited = began.elapsed() > GIVEN_UP;
+                let waited = start.elapsed() > GIVEN_UP;
                 if (waited || hand.as_ref().is_some_and(Hand::has_answered)) && let Some(begun) = begun.take() {
                     begun();
                 }
@@ -140,9 +140,10 @@ fn next(slices: &Store<EndpointSlice>, turn: &mut usize) -> Option<(String, Stri
 /// An exec session in the client's pod, as soon as there is one that runs.
 async fn connect(pods: &Api<Pod>, name: &str) -> AttachedProcess {
     loop {
-        let running = pods.get_opt(name).await.ok().flatten().filter(|p| {
-            p.metadata.deletion_timestamp.is_none() && crate::deploy::pod_trouble(p).is_none()
-        });
+        let running =
+            pods.get_opt(name).await.ok().flatten().filter(|p| {
+                p.metadata.deletion_timestamp.is_none() && crate::deploy::pod_trouble(p).is_none()
+            });
         if let Some(pod) = running {
             let patience = PATIENCE_SECONDS.to_string();
             let words = ["sh", "-c", SCRIPT, "client", patience.as_str()];

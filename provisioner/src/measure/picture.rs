@@ -111,9 +111,9 @@ fn panel(summary: &Summary, second: f64, top: u32, lang: Lang) -> Value {
             let cells: Vec<Value> = pod
                 .seconds
                 .iter()
-                .map(|(at, count)| {
-                    json!({"x": x(*at, second), "width": second * 0.9, "class": class(*count)})
-                })
+                .map(
+                    |(at, count)| json!({"x": x(*at, second), "width": second * 0.9, "class": class(*count)}),
+                )
                 .collect();
             let name = if pod.pod.is_empty() {
                 word(lang, "no pod to call", "호출할 파드 없음").to_owned()
@@ -142,11 +142,12 @@ mod tests {
     #[test]
     fn names_are_escaped_and_both_languages_draw_the_same() {
         let summary = Summary::of("a & b", &journal());
-        let (en, ko) = (
-            svg(std::slice::from_ref(&summary), Lang::En).unwrap(),
-            svg(&[summary], Lang::Ko).unwrap(),
+        let (en, ko) =
+            (svg(std::slice::from_ref(&summary), Lang::En).unwrap(), svg(&[summary], Lang::Ko).unwrap());
+        assert!(
+            en.starts_with("<svg ") && en.contains("a &amp; b") && en.contains("b&lt;1&gt; 10.0.0.1"),
+            "{en}"
         );
-        assert!(en.starts_with("<svg ") && en.contains("a &amp; b") && en.contains("b&lt;1&gt; 10.0.0.1"), "{en}");
         assert!(en.contains("1 answered, 3 lost") && ko.contains("손실 3건"));
         assert_eq!(en.matches("<rect").count(), ko.matches("<rect").count());
         for class in ["\"good\"", "\"bad\"", "\"idle\""] {

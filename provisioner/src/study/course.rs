@@ -113,7 +113,11 @@ impl Course {
     }
 
     /// What `wanted` has to be done after, nearest last, without those that `done` says are done.
-    pub fn needed_before<'a>(&'a self, wanted: &'a Exercise, done: &dyn Fn(&str) -> bool) -> Vec<&'a Exercise> {
+    pub fn needed_before<'a>(
+        &'a self,
+        wanted: &'a Exercise,
+        done: &dyn Fn(&str) -> bool,
+    ) -> Vec<&'a Exercise> {
         let mut order: Vec<&Exercise> = Vec::new();
         self.collect(wanted, done, &mut order);
         order

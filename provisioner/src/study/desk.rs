@@ -43,12 +43,19 @@ pub struct Seen {
 
 impl Desk {
     /// Prepares a desk; the lab need not exist.
-    pub fn new(directory: &Path, lab: &str, lang: Lang, bin_dir: PathBuf, runtime: Runtime) -> Result<Self, Failure> {
+    pub fn new(
+        directory: &Path,
+        lab: &str,
+        lang: Lang,
+        bin_dir: PathBuf,
+        runtime: Runtime,
+    ) -> Result<Self, Failure> {
         let thing = directory.display().to_string();
         std::fs::create_dir_all(directory).or_failure(&thing, "give a writable directory with --dir")?;
         let directory = directory.canonicalize().or_failure(thing, "give another directory with --dir")?;
         let desk = Self { directory, lab: lab.to_owned(), lang, bin_dir, runtime };
-        let path = desk.env().into_iter().find(|(key, _)| key == "PATH").map(|(_, value)| value).unwrap_or_default();
+        let path =
+            desk.env().into_iter().find(|(key, _)| key == "PATH").map(|(_, value)| value).unwrap_or_default();
         for program in ["kubectl", "bash"] {
             if !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
                 let mend = "install it: make setup, or see lab doctor";
@@ -90,7 +97,11 @@ impl Desk {
 
     fn must_run(&self) -> Result<(LabState, Running), Failure> {
         self.running().ok_or_else(|| {
-            Failure::new(format!("lab {:?}", self.lab), "it is not running", "begin the exercise anew: lab study --reset")
+            Failure::new(
+                format!("lab {:?}", self.lab),
+                "it is not running",
+                "begin the exercise anew: lab study --reset",
+            )
         })
     }
 
@@ -104,7 +115,7 @@ impl Desk {
         for set in &body.set {
             words.extend(["--set", set]);
         }
-        self.lab_command(&words)?;
+        Self::lab_command(&words)?;
         self.write_kubeconfig()?;
         for line in &body.setup {
             let seen = self.look_for(&[line.get_ref()])?;
@@ -128,10 +139,14 @@ impl Desk {
 
     /// Takes the lab down.
     pub fn down(&self) -> Result<(), Failure> {
-        if StateRoot::from_env().lab(&self.lab).exists() { self.lab_command(&["down", &self.lab]) } else { Ok(()) }
+        if StateRoot::from_env().lab(&self.lab).exists() {
+            Self::lab_command(&["down", &self.lab])
+        } else {
+            Ok(())
+        }
     }
 
-    fn lab_command(&self, words: &[&str]) -> Result<(), Failure> {
+    fn lab_command(words: &[&str]) -> Result<(), Failure> {
         let thing = format!("lab {}", words.join(" "));
         let program = std::env::current_exe().or_failure(&thing, "keep the program where it was started")?;
         let output = Command::new(program)
@@ -197,7 +212,11 @@ impl Desk {
     }
 
     /// Asks every check of a step. `answers` are the learner's, by the number of the check.
-    pub fn ask(&self, step: &Step, answers: &BTreeMap<usize, String>) -> Result<(Vec<Outcome>, Seen), Failure> {
+    pub fn ask(
+        &self,
+        step: &Step,
+        answers: &BTreeMap<usize, String>,
+    ) -> Result<(Vec<Outcome>, Seen), Failure> {
         let needs = step.checks.iter().fold(Needs::default(), |n, c| n | c.needs());
         let calls = step.checks.iter().any(Check::needs_calls);
         let seen = self.look(needs, calls)?;

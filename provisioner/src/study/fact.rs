@@ -106,11 +106,14 @@ impl Fact {
             Self::NodeIp(node) => seen.nodes.get(node)?.ip.map(|ip| ip.to_string()),
             Self::NodePodCidr(node) => seen.nodes.get(node)?.pod_cidr.map(|c| c.to_string()),
             Self::NodeNetwork(node) => {
-                let cidrs: Vec<String> = seen.networks.get(node)?.cidrs.iter().map(ToString::to_string).collect();
+                let cidrs: Vec<String> =
+                    seen.networks.get(node)?.cidrs.iter().map(ToString::to_string).collect();
                 (!cidrs.is_empty()).then(|| cidrs.join(", "))
             }
             Self::NodeRouter(node) => seen.networks.get(node)?.router.map(|ip| ip.to_string()),
-            Self::Complaint(node) => Some(&seen.networks.get(node)?.complaint).filter(|c| !c.is_empty()).cloned(),
+            Self::Complaint(node) => {
+                Some(&seen.networks.get(node)?.complaint).filter(|c| !c.is_empty()).cloned()
+            }
             Self::Config(key) => seen.config.get(key).cloned(),
             Self::Agent(key) => {
                 let control_plane = seen.agents.iter().find(|(node, _)| node.ends_with("ctr"));
@@ -128,7 +131,9 @@ impl Fact {
             }
             Self::Answering => Some(known.reached?.iter().filter(|r| r.answered()).count().to_string()),
             Self::Source => known.reached?.iter().filter(|r| r.elsewhere).find_map(Reached::source),
-            Self::Ttl(node) => known.reached?.iter().find(|r| r.node == *node)?.ttl.map(|ttl| ttl.to_string()),
+            Self::Ttl(node) => {
+                known.reached?.iter().find(|r| r.node == *node)?.ttl.map(|ttl| ttl.to_string())
+            }
             Self::Lost(file) => summary(known, file).map(|s| s.count.lost.to_string()),
             Self::Answered(file) => summary(known, file).map(|s| s.count.answered.to_string()),
             Self::Outage(file) => summary(known, file).map(|s| s.outage_seconds()),
@@ -147,7 +152,8 @@ pub fn gaps(text: &str) -> Vec<(Range<usize>, &str)> {
     let mut from = 0;
     while let Some(open) = text[from..].find('{').map(|at| from + at) {
         let inside = &text[open + 1..];
-        let length = inside.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c)));
+        let length =
+            inside.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c)));
         if let Some(length) = length
             && length > 0
             && inside[length..].starts_with('}')
@@ -189,10 +195,11 @@ mod tests {
 
     #[test]
     fn braces_of_other_languages_are_no_gaps() {
-        let found: Vec<&str> = gaps(r#"{range .items[*]}{.metadata.name}{"\n"}{end} a={10.0.0.0/8} {node.a.ip}"#)
-            .into_iter()
-            .map(|(_, words)| words)
-            .collect();
+        let found: Vec<&str> =
+            gaps(r#"{range .items[*]}{.metadata.name}{"\n"}{end} a={10.0.0.0/8} {node.a.ip}"#)
+                .into_iter()
+                .map(|(_, words)| words)
+                .collect();
         assert_eq!(found, ["end", "node.a.ip"]);
         assert!(Fact::parse("end").is_none());
     }

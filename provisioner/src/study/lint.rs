@@ -43,10 +43,14 @@ pub fn exercise(course: &Course, exercise: &Exercise, text: &str, found: &mut Ve
         if course.exercise(&id).is_none() {
             let known: Vec<&str> = course.exercises().filter_map(|e| Some(e.id.split_once('/')?.1)).collect();
             let mend = hint(name.get_ref(), known, "the exercises are");
-            finder.add(name.span().start, format!("after {:?}: there is no such exercise; {mend}", name.get_ref()));
+            finder.add(
+                name.span().start,
+                format!("after {:?}: there is no such exercise; {mend}", name.get_ref()),
+            );
         }
     }
-    let settings: Vec<&str> = body.set.iter().map(String::as_str).chain(body.setup.iter().map(|c| c.get_ref().as_str())).collect();
+    let settings: Vec<&str> =
+        body.set.iter().map(String::as_str).chain(body.setup.iter().map(|c| c.get_ref().as_str())).collect();
     prose(&mut finder, &body.title, &settings);
     prose(&mut finder, &body.intro, &settings);
     let all: Vec<String> = body.steps.iter().flat_map(grounds).collect();
@@ -75,7 +79,8 @@ pub fn exercise(course: &Course, exercise: &Exercise, text: &str, found: &mut Ve
 /// A heading is one line.
 fn heading(finder: &mut Finder<'_>, title: &Spanned<String>, shown: &str) {
     if columns(shown) > COLUMNS {
-        let message = format!("the heading {shown:?} takes {} columns of {COLUMNS}; shorten the title", columns(shown));
+        let message =
+            format!("the heading {shown:?} takes {} columns of {COLUMNS}; shorten the title", columns(shown));
         finder.add(title.span().start, message);
     }
 }
@@ -101,7 +106,10 @@ fn step(finder: &mut Finder<'_>, step: &Step, settings: &[&str]) {
     }
     for command in &step.commands {
         if columns(command.get_ref()) > COMMAND_COLUMNS || command.get_ref().contains('\n') {
-            finder.add(command.span().start, "a command is one line that a person can type; make it two commands".into());
+            finder.add(
+                command.span().start,
+                "a command is one line that a person can type; make it two commands".into(),
+            );
         }
     }
     let grounds = grounds(step);
@@ -131,7 +139,8 @@ fn prose(finder: &mut Finder<'_>, text: &Text, grounds: &[&str]) {
             if let Block::Verbatim(line) = block
                 && columns(line) + 4 > COLUMNS
             {
-                let message = format!("this line takes {} columns of {COLUMNS}; shorten it", columns(line) + 4);
+                let message =
+                    format!("this line takes {} columns of {COLUMNS}; shorten it", columns(line) + 4);
                 finder.add(within(one, finder.text, place.start), message);
             }
         }
@@ -146,10 +155,12 @@ fn prose(finder: &mut Finder<'_>, text: &Text, grounds: &[&str]) {
         finder.add(ko_at, message.into());
     }
     if facts(en) != facts(ko) {
-        finder.add(ko_at, "the Korean text states other facts than the English one; make them the same".into());
+        finder
+            .add(ko_at, "the Korean text states other facts than the English one; make them the same".into());
     }
     if codes(en) != codes(ko) {
-        let message = "the Korean text has other words in backquotes than the English one; make them the same";
+        let message =
+            "the Korean text has other words in backquotes than the English one; make them the same";
         finder.add(ko_at, message.into());
     }
     if !ko.chars().any(|c| ('가'..='힣').contains(&c)) {
@@ -174,8 +185,12 @@ fn facts(text: &str) -> BTreeSet<&str> {
 }
 
 fn codes(text: &str) -> Vec<String> {
-    let mut codes: Vec<String> =
-        text.split('`').skip(1).step_by(2).map(|c| c.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let mut codes: Vec<String> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|c| c.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
     // The order of words differs between the languages.
     codes.sort();
     codes
@@ -233,8 +248,13 @@ pub fn circles(course: &Course, files: &BTreeMap<String, String>, found: &mut Ve
             && circle.iter().min() == Some(&exercise.id)
             && let (Some(text), Some(after)) = (files.get(&exercise.file), exercise.body.after.first())
         {
-            let message = format!("`after` runs in a circle: {}; take one of them out", circle.join(" after "));
-            found.push(Diagnostic { file: exercise.file.clone(), line: line_of(text, after.span().start), message });
+            let message =
+                format!("`after` runs in a circle: {}; take one of them out", circle.join(" after "));
+            found.push(Diagnostic {
+                file: exercise.file.clone(),
+                line: line_of(text, after.span().start),
+                message,
+            });
         }
     }
 }

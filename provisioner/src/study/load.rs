@@ -41,14 +41,18 @@ pub fn course(place: &Place<'_>) -> Result<Course, LabError> {
                 None => found.push(Diagnostic {
                     file: path.clone(),
                     line: line_of(text, name.span().start),
-                    message: format!("exercise {:?}: there is no file {file}; write it, or take the name out", name.get_ref()),
+                    message: format!(
+                        "exercise {:?}: there is no file {file}; write it, or take the name out",
+                        name.get_ref()
+                    ),
                 }),
             }
         }
-        for file in files.keys().filter(|f| f.starts_with(&format!("{directory}/")) && f.ends_with(".toml")) {
-            let stem = file.rsplit('/').next().unwrap_or(file).trim_end_matches(".toml");
+        for file in files.keys().filter(|f| f.starts_with(&format!("{directory}/"))) {
+            let stem = Path::new(file).file_stem().and_then(|s| s.to_str()).unwrap_or(file);
             if stem != "week" && !week.exercises.iter().any(|e| e.get_ref() == stem) {
-                let message = format!("the week does not list exercise {stem:?}; add it to `exercises` in {path}");
+                let message =
+                    format!("the week does not list exercise {stem:?}; add it to `exercises` in {path}");
                 found.push(Diagnostic { file: file.clone(), line: 1, message });
             }
         }
@@ -56,7 +60,11 @@ pub fn course(place: &Place<'_>) -> Result<Course, LabError> {
     }
     if course.weeks.is_empty() && found.is_empty() {
         let (wanted, cause) = (place_name(place), "there is no week in it".to_owned());
-        return Err(LabError::NotFound { wanted, cause, mend: "name a directory with N/week.toml in it".into() });
+        return Err(LabError::NotFound {
+            wanted,
+            cause,
+            mend: "name a directory with N/week.toml in it".into(),
+        });
     }
     for exercise in course.exercises() {
         if let Some(text) = files.get(&exercise.file) {

@@ -12,6 +12,7 @@ pub mod lint;
 pub mod load;
 pub mod phrases;
 pub mod progress;
+pub mod prompt;
 pub mod proof;
 pub mod show;
 pub mod snapshot;

@@ -96,7 +96,7 @@ const TABLE: &[Entry] = &[
     ("first", "{exercise} uses what {before} leaves, so that comes first.", "{exercise}은(는) {before}의 결과를 사용하므로 그 실습부터 진행합니다."),
     ("go-on", "You go on where you stopped.", "멈췄던 곳에서 이어서 진행합니다."),
     ("other-terminal", "Type here, or in another terminal after:", "여기에 입력하거나, 다른 터미널에서 다음을 먼저 실행하고 입력하세요:"),
-    ("prompt-help", "Enter: check · hint · solve · text · reset · quit · help", "Enter: 확인 · hint: 힌트 · solve: 대신 실행 · text: 다시 보기 · reset · quit · help"),
+    ("prompt-help", "Enter: what is missing · hint · solve · text · reset · quit · help", "Enter 확인 · hint 힌트 · solve 대신 실행 · text 다시 보기 · reset · quit · help"),
     ("help", "Every other line is run as a command, with kubectl and lab set up for this lab. An answer is typed as it is.\n\n- Enter: what is still missing\n- hint: help, a little more each time\n- solve: type this step's commands for me\n- text: show the step again\n- reset: begin this exercise anew\n- quit (or Ctrl-D): stop; progress is kept", "그 밖의 입력은 이 실습 환경에 맞춰진 kubectl과 lab으로 그대로 실행됩니다. 질문의 답은 그냥 입력하면 됩니다.\n\n- Enter: 무엇이 남았는지 확인\n- hint: 힌트 보기(볼수록 자세해짐)\n- solve: 이 단계의 명령을 대신 입력\n- text: 단계 설명 다시 보기\n- reset: 이 실습을 처음부터 다시\n- quit(또는 Ctrl-D): 그만하기, 진행 상황은 저장됨"),
     ("no-more-hints", "There is no further hint; `solve` types the commands.", "힌트가 더 없습니다. `solve`를 입력하면 명령을 대신 실행합니다."),
     ("missing", "Still missing:", "아직 남은 것:"),
@@ -137,7 +137,10 @@ mod tests {
         for (key, en, ko) in TABLE {
             assert!(keys.insert(*key), "{key} stands twice");
             assert_eq!(gaps(en), gaps(ko), "{key}");
-            assert!(ko.chars().any(|c| ('가'..='힣').contains(&c)) || *key == "unknown", "{key} is not Korean");
+            assert!(
+                ko.chars().any(|c| ('가'..='힣').contains(&c)) || *key == "unknown",
+                "{key} is not Korean"
+            );
         }
     }
 

@@ -16,7 +16,7 @@ use super::show::Screen;
 use crate::error::Failure;
 
 /// How long the lab may take to come to what a step's commands ask for. It bounds a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What came of an exercise.
 #[derive(Clone, Debug, Serialize)]
@@ -221,7 +221,12 @@ fn answer(
 }
 
 /// Types everything from a step on and answers every question: the exercise as it should be at its end.
-pub fn solve_from(desk: &Desk, screen: &Screen, exercise: &Exercise, from: usize) -> Result<Vec<String>, Failure> {
+pub fn solve_from(
+    desk: &Desk,
+    screen: &Screen,
+    exercise: &Exercise,
+    from: usize,
+) -> Result<Vec<String>, Failure> {
     let mut faults = Vec::new();
     let steps = &exercise.body.steps;
     for (n, step) in steps.iter().enumerate().skip(from) {

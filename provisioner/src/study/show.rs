@@ -48,12 +48,12 @@ impl Screen {
     /// Prose, laid out.
     pub fn prose(&self, text: &str) {
         for line in lay_out(text, self.width) {
-            self.line(&self.marked(&line));
+            self.line(&Self::marked(&line));
         }
     }
 
     /// Words in backquotes stand out; without colours the quotes stay.
-    fn marked(&self, line: &str) -> String {
+    fn marked(line: &str) -> String {
         if !console::colors_enabled() || line.starts_with("    ") {
             return line.to_owned();
         }
@@ -91,7 +91,7 @@ impl Screen {
         let lines = lay_out(text, self.width.saturating_sub(2));
         for (n, line) in lines.iter().enumerate() {
             let mark = if n == 0 { Style::new().yellow().apply_to("?").to_string() } else { " ".to_owned() };
-            self.line(&format!("{mark} {}", self.marked(line)));
+            self.line(&format!("{mark} {}", Self::marked(line)));
         }
     }
 
@@ -112,11 +112,22 @@ impl Screen {
         }
     }
 
+    /// What all checks of a step saw.
+    pub fn outcomes(&self, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            self.outcome(outcome);
+        }
+    }
+
     /// Something that is wrong with the exercise itself.
     pub fn fault(&self, text: &str) {
         let lines = lay_out(text, self.width.saturating_sub(10));
         for (n, line) in lines.iter().enumerate() {
-            let mark = if n == 0 { Style::new().red().bold().apply_to("FAULT  ").to_string() } else { " ".repeat(7) };
+            let mark = if n == 0 {
+                Style::new().red().bold().apply_to("FAULT  ").to_string()
+            } else {
+                " ".repeat(7)
+            };
             self.line(&format!("  {mark} {line}"));
         }
     }

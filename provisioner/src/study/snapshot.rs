@@ -133,7 +133,12 @@ impl RouteSeen {
 
 impl Snapshot {
     /// Looks at a lab that runs.
-    pub async fn take(client: &Client, state: &LabState, running: &Running, needs: Needs) -> Result<Self, Failure> {
+    pub async fn take(
+        client: &Client,
+        state: &LabState,
+        running: &Running,
+        needs: Needs,
+    ) -> Result<Self, Failure> {
         let thing = "the lab's API server";
         let mend = "see: lab status";
         let every = ListParams::default();
@@ -280,7 +285,8 @@ mod tests {
 
     #[test]
     fn the_cluster_cidr_is_that_of_the_process_that_allocates() {
-        let text = "other --cluster-cidr 1.0.0.0/8\nkube --cluster-cidr 10.244.0.0/16 --allocate-node-cidrs\n";
+        let text =
+            "other --cluster-cidr 1.0.0.0/8\nkube --cluster-cidr 10.244.0.0/16 --allocate-node-cidrs\n";
         assert_eq!(cluster_cidr(text).as_deref(), Some("10.244.0.0/16"));
         let text = "kube-controller-manager --allocate-node-cidrs=true --cluster-cidr=10.1.0.0/16 --x";
         assert_eq!(cluster_cidr(text).as_deref(), Some("10.1.0.0/16"));

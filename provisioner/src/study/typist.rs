@@ -23,7 +23,11 @@ fn shell(line: &str, directory: &std::path::Path, env: &[(String, String)]) -> C
 }
 
 /// Runs a command that has the terminal to itself.
-pub fn hand_over(line: &str, directory: &std::path::Path, env: &[(String, String)]) -> Result<Typed, Failure> {
+pub fn hand_over(
+    line: &str,
+    directory: &std::path::Path,
+    env: &[(String, String)],
+) -> Result<Typed, Failure> {
     let status = shell(line, directory, env).status().or_failure("bash", "install bash")?;
     Ok(Typed { code: code(status), output: String::new() })
 }
@@ -69,7 +73,8 @@ mod tests {
     fn output_and_exit_code_are_the_commands_own() {
         let mut shown = String::new();
         let env = [("WORD".to_owned(), "two".to_owned())];
-        let typed = run("echo one; echo $WORD >&2; exit 3", "/".as_ref(), &env, |text| shown += text).unwrap();
+        let typed =
+            run("echo one; echo $WORD >&2; exit 3", "/".as_ref(), &env, |text| shown += text).unwrap();
         assert_eq!(typed, Typed { code: 3, output: "one\ntwo\n".into() });
         assert_eq!(shown, typed.output);
         assert_eq!(run("kill -9 $$", "/".as_ref(), &[], |_| ()).unwrap().code, 137);

@@ -1,13 +1,11 @@
 //! Walks a learner through an exercise: shows a step, runs what they type, watches the lab, says what is missing.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use podwire_conformance::report::Lang;
-use rustyline::error::ReadlineError;
-use rustyline::{DefaultEditor, ExternalPrinter};
+use reedline::ExternalPrinter;
 
 use super::check::live::answer;
 use super::check::{Check, Outcome};
@@ -15,13 +13,13 @@ use super::course::{Exercise, Step};
 use super::desk::Desk;
 use super::phrases::{phrase, said};
 use super::progress::Progress;
+use super::prompt::Prompt;
 use super::proof;
 use super::show::Screen;
-use crate::error::{Failure, OrFailure};
+use crate::error::Failure;
 
 /// How often the lab is looked at while the learner thinks or works in another terminal.
 const GLANCE: Duration = Duration::from_secs(1);
-const HISTORY: &str = "history";
 
 /// How a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +40,13 @@ pub struct Walk<'a> {
     pub screen: &'a Screen,
     /// What is kept.
     pub progress: &'a mut Progress,
-    editor: DefaultEditor,
+    prompt: Prompt,
 }
 
 impl<'a> Walk<'a> {
     /// Begins at a terminal, or with lines that come from elsewhere.
-    pub fn new(desk: &'a Desk, screen: &'a Screen, progress: &'a mut Progress) -> Result<Self, Failure> {
-        let mut editor = DefaultEditor::new().or_failure("the terminal", "use another terminal")?;
-        // There is none at first.
-        let _ = editor.load_history(&desk.directory.join(HISTORY));
-        Ok(Self { desk, screen, progress, editor })
+    pub fn new(desk: &'a Desk, screen: &'a Screen, progress: &'a mut Progress) -> Self {
+        Self { desk, screen, progress, prompt: Prompt::new(&desk.directory) }
     }
 
     /// Walks through an exercise from where the learner has stopped.
@@ -206,29 +201,22 @@ impl<'a> Walk<'a> {
     }
 
     /// A line from the learner; none when they leave. At a terminal the lab is watched meanwhile.
-    fn read_line(&mut self, step: &Step, answers: &BTreeMap<usize, String>) -> Result<Option<String>, Failure> {
-        let stop = AtomicBool::new(false);
+    fn read_line(
+        &mut self,
+        step: &Step,
+        answers: &BTreeMap<usize, String>,
+    ) -> Result<Option<String>, Failure> {
+        let typed = AtomicBool::new(false);
         let desk = self.desk;
-        let printer = if std::io::stdin().is_terminal() { self.editor.create_external_printer().ok() } else { None };
-        let line = std::thread::scope(|scope| {
-            if let Some(mut printer) = printer {
-                let stop = &stop;
-                scope.spawn(move || watch(desk, step, answers, stop, &mut printer));
+        std::thread::scope(|scope| {
+            if let Some(printer) = self.prompt.printer() {
+                let typed = &typed;
+                scope.spawn(move || watch(desk, step, answers, typed, &printer));
             }
-            let line = self.editor.readline("study> ");
-            stop.store(true, Ordering::Release);
+            let line = self.prompt.read();
+            typed.store(true, Ordering::Release);
             line
-        });
-        match line {
-            Ok(line) => {
-                let _ = self.editor.add_history_entry(&line);
-                // History is a comfort: a full disk shows itself elsewhere.
-                let _ = self.editor.save_history(&desk.directory.join(HISTORY));
-                Ok(Some(line))
-            }
-            Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-            Err(error) => Err(Failure::new("the terminal", error, "use another terminal")),
-        }
+        })
     }
 
     /// Takes a line for an answer or for a command.
@@ -287,7 +275,7 @@ impl<'a> Walk<'a> {
     /// Says how the step stands; true if it is done.
     fn finished(&mut self, exercise: &Exercise, step: &Step) -> Result<bool, Failure> {
         let outcomes = self.outcomes(exercise, step)?;
-        outcomes.iter().for_each(|outcome| self.screen.outcome(outcome));
+        self.screen.outcomes(&outcomes);
         let done = outcomes.iter().all(|outcome| outcome.held);
         if done {
             self.after(step)?;
@@ -302,7 +290,7 @@ impl<'a> Walk<'a> {
         let outcomes = self.outcomes(exercise, step)?;
         let done = outcomes.iter().all(|outcome| outcome.held);
         if done {
-            outcomes.iter().for_each(|outcome| self.screen.outcome(outcome));
+            self.screen.outcomes(&outcomes);
             self.after(step)?;
         }
         Ok(done)
@@ -343,13 +331,13 @@ fn watch(
     desk: &Desk,
     step: &Step,
     answers: &BTreeMap<usize, String>,
-    stop: &AtomicBool,
-    printer: &mut impl ExternalPrinter,
+    typed: &AtomicBool,
+    printer: &ExternalPrinter<String>,
 ) {
     let mut before: Option<Vec<Outcome>> = None;
     let mut waited = Duration::ZERO;
     let nap = Duration::from_millis(50);
-    while !stop.load(Ordering::Acquire) {
+    while !typed.load(Ordering::Acquire) {
         std::thread::sleep(nap);
         waited += nap;
         if waited < GLANCE {
@@ -358,17 +346,17 @@ fn watch(
         waited = Duration::ZERO;
         // A lab that does not answer just now is said when the learner asks.
         let Ok((outcomes, _)) = desk.ask(step, answers) else { continue };
-        if stop.load(Ordering::Acquire) {
+        if typed.load(Ordering::Acquire) {
             return;
         }
         if let Some(before) = &before {
             for (was, is) in before.iter().zip(&outcomes) {
                 if is.held && !was.held {
-                    let _ = printer.print(format!("  ok      {}\n", said(desk.lang, &is.said)));
+                    let _ = printer.print(format!("  ok      {}", said(desk.lang, &is.said)));
                 }
             }
             if outcomes.iter().all(|o| o.held) && !before.iter().all(|o| o.held) {
-                let _ = printer.print(format!("{}\n", phrase(desk.lang, "holds")));
+                let _ = printer.print(phrase(desk.lang, "holds").to_owned());
             }
         }
         before = Some(outcomes);

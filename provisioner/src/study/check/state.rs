@@ -17,7 +17,9 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
             Outcome::new(is == Some(value), key_of, args)
         }
         Check::AgentsRun { key, value } => agents_run(seen, key, value),
-        Check::NodeNetworks { within, node, single } => node_networks(seen, *within, node.as_deref(), *single),
+        Check::NodeNetworks { within, node, single } => {
+            node_networks(seen, *within, node.as_deref(), *single)
+        }
         Check::NodeNetworksBoth { new, old } => both(seen, *new, *old),
         Check::NodeNetworkGone { node } => {
             let gone = !seen.networks.contains_key(node);
@@ -107,11 +109,16 @@ fn pods(seen: &Snapshot, label: &str, within: Ipv4Net) -> Outcome {
         }
         if !pod.ip.is_some_and(|ip| within.contains(&ip)) {
             let is = pod.ip.map_or_else(|| "-".into(), |ip| ip.to_string());
-            return Outcome::new(false, "pod-address", [arg("pod", &pod.name), arg("is", is), arg("wanted", within)]);
+            return Outcome::new(
+                false,
+                "pod-address",
+                [arg("pod", &pod.name), arg("is", is), arg("wanted", within)],
+            );
         }
     }
     // Of a pod that is ending its successor is not known yet.
-    let ending = seen.pods.iter().find(|p| p.ending && p.labels.iter().any(|(k, v)| format!("{k}={v}") == label));
+    let ending =
+        seen.pods.iter().find(|p| p.ending && p.labels.iter().any(|(k, v)| format!("{k}={v}") == label));
     if let Some(pod) = ending {
         return Outcome::new(false, "pod-ends", [arg("pod", &pod.name)]);
     }
@@ -124,7 +131,11 @@ fn pod(seen: &Snapshot, name: &str, on: &str) -> Outcome {
         return Outcome::new(false, "pod-trouble", [arg("pod", name), arg("is", trouble)]);
     }
     if pod.node != on {
-        return Outcome::new(false, "pod-elsewhere", [arg("pod", name), arg("is", &pod.node), arg("wanted", on)]);
+        return Outcome::new(
+            false,
+            "pod-elsewhere",
+            [arg("pod", name), arg("is", &pod.node), arg("wanted", on)],
+        );
     }
     let cidrs = seen.networks.get(on).map_or(&[][..], |n| n.cidrs.as_slice());
     let is = pod.ip.map_or_else(|| "-".into(), |ip| ip.to_string());
@@ -145,10 +156,17 @@ fn routes(seen: &Snapshot, within: Ipv4Net) -> Outcome {
             }
             for cidr in cidrs {
                 let there = routes.iter().any(|r| {
-                    r.to() == Some(*cidr) && r.gateway.is_some() && r.gateway == other_seen.ip && r.dev == UNDERLAY_DEVICE
+                    r.to() == Some(*cidr)
+                        && r.gateway.is_some()
+                        && r.gateway == other_seen.ip
+                        && r.dev == UNDERLAY_DEVICE
                 });
                 if !there {
-                    return Outcome::new(false, "route-missing", [arg("node", node), arg("to", cidr), arg("other", other)]);
+                    return Outcome::new(
+                        false,
+                        "route-missing",
+                        [arg("node", node), arg("to", cidr), arg("other", other)],
+                    );
                 }
                 count += 1;
             }
@@ -164,7 +182,11 @@ fn no_routes(seen: &Snapshot, within: Ipv4Net) -> Outcome {
             return Outcome::new(false, "routes-unknown", [arg("node", node)]);
         };
         if let Some(route) = routes.iter().find(|r| r.to().is_some_and(|to| within.contains(&to))) {
-            return Outcome::new(false, "route-left", [arg("node", node), arg("to", &route.dst), arg("within", within)]);
+            return Outcome::new(
+                false,
+                "route-left",
+                [arg("node", node), arg("to", &route.dst), arg("within", within)],
+            );
         }
     }
     Outcome::new(!seen.nodes.is_empty(), "no-routes", [arg("within", within)])
@@ -286,7 +308,9 @@ mod tests {
         let restarted = r#"{ restarted = { workload = "ds/podwire" } }"#;
         proves(restarted, |s| s.workloads.get_mut("ds/podwire").unwrap().restarted = false);
         proves(restarted, |s| s.workloads.get_mut("ds/podwire").unwrap().rolled_out = false);
-        proves("{ no-complaint = {} }", |s| s.networks.get_mut("a").unwrap().complaint = "no CIDR is left".into());
+        proves("{ no-complaint = {} }", |s| {
+            s.networks.get_mut("a").unwrap().complaint = "no CIDR is left".into();
+        });
     }
 
     #[test]
