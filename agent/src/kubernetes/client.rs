@@ -1,10 +1,14 @@
 //! How the API server is reached.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::USER_AGENT;
+use kube::client::ClientBuilder;
 use kube::{Client, Config};
+use tower::BoxError;
+use tower::util::MapFutureLayer;
 
 /// The API server cannot be reached because nothing says where it is.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,12 @@ pub enum ClientError {
 /// Where a pod's service account is mounted.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
+/// So long may the API server take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// So long may it take to begin an answer. A watch's answer begins at once, and may then go on for as long as it likes.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// A client: by $KUBECONFIG if it is set, else by the pod's service account, else by the user's kubeconfig. Returns the
 /// address of the API server too. Each call names `program`: audit logs and managed fields show who it was.
 pub async fn connect(program: &'static str) -> Result<(Client, String), ClientError> {
@@ -40,7 +50,20 @@ pub async fn connect(program: &'static str) -> Result<(Client, String), ClientEr
 
 fn client(mut config: Config, program: &'static str) -> Result<Client, ClientError> {
     config.headers.push((USER_AGENT, HeaderValue::from_static(program)));
-    Client::try_from(config).map_err(|e| ClientError::Client(Box::new(e)))
+    config.connect_timeout = Some(CONNECT);
+    let builder = ClientBuilder::try_from(config).map_err(|e| ClientError::Client(Box::new(e)))?;
+    Ok(builder.with_layer(&MapFutureLayer::new(|answer| within(ANSWER, answer))).build())
+}
+
+/// The answer, if it begins in time: an API server that accepts calls and says nothing would otherwise be waited for, for ever.
+async fn within<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, BoxError>>,
+) -> Result<T, BoxError> {
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+        let seconds = patience.as_secs();
+        Err(format!("no answer within {seconds} s; does the API server hang, or is the network cut?").into())
+    })
 }
 
 #[cfg(test)]
@@ -67,5 +90,14 @@ mod tests {
         let (answer, head) = tokio::join!(client.request_text(request), server);
         assert_eq!(answer.unwrap(), "ok");
         assert!(head.to_lowercase().contains("\r\nuser-agent: podwire-agent/1.2.3\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn silence_is_an_error_in_the_end() {
+        let silence = within(Duration::ZERO, std::future::pending::<Result<(), BoxError>>()).await;
+        let cause = silence.unwrap_err().to_string();
+        assert!(cause.starts_with("no answer within 0 s; "), "{cause}");
+        let answered = within(ANSWER, std::future::ready(Ok(7))).await;
+        assert_eq!(answered.unwrap(), 7);
     }
 }

@@ -63,6 +63,30 @@ struct Listing {
     newest: u64,
 }
 
+/// How long to wait before a broken watch is opened again.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(BACKOFF_MIN)
+    }
+}
+
+impl Backoff {
+    fn after_failure(&mut self) -> Duration {
+        let now = self.0;
+        self.0 = (now * 2).min(BACKOFF_MAX);
+        now
+    }
+
+    /// The watch works again. That a list begins says nothing yet: the one that cannot be read begins too.
+    fn heard<K>(&mut self, event: &watcher::Event<K>) {
+        if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+            *self = Self::default();
+        }
+    }
+}
+
 struct Inner<K> {
     state: RwLock<State<K>>,
     listeners: Mutex<Vec<Listener<K>>>,
@@ -131,17 +155,16 @@ where
         tokio::spawn(async move {
             let mut stream = pin!(watcher(api, config));
             let mut listing = Listing::default();
-            let mut backoff = BACKOFF_MIN;
+            let mut backoff = Backoff::default();
             while let Some(event) = stream.next().await {
                 match event {
                     Ok(event) => {
-                        backoff = BACKOFF_MIN;
+                        backoff.heard(&event);
                         informer.take(event, &mut listing);
                     }
                     Err(error) => {
                         tracing::debug!(kind = %K::kind(&()), %error, "watch broke");
-                        tokio::time::sleep(backoff).await;
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
+                        tokio::time::sleep(backoff.after_failure()).await;
                     }
                 }
             }
@@ -334,6 +357,21 @@ mod tests {
             },
             ..ConfigMap::default()
         }
+    }
+
+    #[test]
+    fn a_list_that_can_never_be_read_is_asked_for_more_and_more_rarely() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..7)
+            .map(|_| {
+                backoff.heard(&watcher::Event::<ConfigMap>::Init);
+                backoff.heard(&watcher::Event::InitApply(object("a", "1", 7)));
+                u64::try_from(backoff.after_failure().as_millis()).unwrap()
+            })
+            .collect();
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 2000]);
+        backoff.heard(&watcher::Event::<ConfigMap>::InitDone);
+        assert_eq!(backoff.after_failure(), BACKOFF_MIN);
     }
 
     #[test]
