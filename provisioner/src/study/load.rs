@@ -129,6 +129,8 @@ fn mended(message: &str) -> String {
     let message = message.trim().replace('\n', " ");
     let mend = if message.starts_with("missing field `ko`") || message.starts_with("missing field `en`") {
         "write the text in both languages"
+    } else if message.starts_with("wanted exactly 1 element") {
+        "a check stands alone: write a [[step.check]] for each"
     } else if message.starts_with("unknown variant") {
         "use a check that exists; docs/course.md describes each"
     } else {
