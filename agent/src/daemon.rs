@@ -1,6 +1,6 @@
 //! The agent as a process: what is started in which order, and how it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::io;
 use std::net::Ipv4Addr;
@@ -15,13 +15,16 @@ use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use podwire_abi::NodeConfig;
-use podwire_api::names::{API_SOCKET, BPF_DIR, CNI_BIN_DIR, CNI_CONF_DIR, CNI_SOCKET, CONFIG_MAP, STATE_DIR};
+use podwire_api::names::{
+    API_SOCKET, BPF_DIR, CNI_BIN_DIR, CNI_CONF_DIR, CNI_SOCKET, CONFIG_MAP, IP_MASQ_AGENT_CONFIG_MAP,
+    STATE_DIR,
+};
 use podwire_api::nodenetwork::NodeNetwork;
 use podwire_api::values::{IpamMode, Values};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cni_server::CniServer;
-use crate::controllers::{config, ipcache, node_network, routes, settle};
+use crate::controllers::{config, ip_masq_agent, ipcache, masquerade, node_network, routes, settle};
 use crate::core::{Core, NodeSettings, RestoreError};
 use crate::datapath::{Datapath, DatapathError};
 use crate::flows::Flows;
@@ -39,6 +42,8 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::routes::reconcile::Outcome;
 use crate::store::{Store as StateStore, StoreError};
 use crate::wiring::Wiring;
+
+const _: () = assert!(podwire_abi::MAX_NATIVE_CIDRS == podwire_api::values::MAX_NATIVE_CIDRS);
 
 /// How the agent is started.
 #[derive(Clone, Debug)]
@@ -69,6 +74,8 @@ pub enum DaemonError {
     Restore(#[from] RestoreError),
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Masquerade(#[from] masquerade::ApplyError),
     #[error(transparent)]
     Install(#[from] InstallError),
     #[error("socket {path}: {source}; is /run/podwire a writable directory?")]
@@ -184,6 +191,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), &options.config_map_namespace);
     let maps = watch(maps, only(CONFIG_MAP), "watch-config", health.clone(), core.signal().clone());
     tokio::spawn(config::run(core.clone(), values.clone(), maps, health.clone()));
+    masquerade_controllers(&client, options, &prepared, &node, &values, &health);
     let node_network = node_network::Controller {
         client,
         core: core.clone(),
@@ -274,7 +282,12 @@ fn prepare(
     let (host_link, _) = host::ensure_host_device(&mut netlink, &pool.routers(), mtu)?;
     // Without CIDRs of before: the programs would drop what goes to their router addresses.
     let pod_cidrs = pool.given().iter().map(|c| (c.network(), c.prefix_len()));
-    datapath.set_config(NodeConfig::new(node.internal_ip, pool.router(), pod_cidrs))?;
+    let mut config = NodeConfig::new(node.internal_ip, pool.router(), pod_cidrs);
+    if masquerade::is_wanted(values) {
+        let native = values.ipv4_native_routing_cidr.iter();
+        config = config.masquerading(native.map(|cidr| (cidr.network(), cidr.prefix_len())));
+    }
+    datapath.set_config(config)?;
     // Endpoints first: what comes from the wire then finds them.
     let store = StateStore::open(STATE_DIR.as_ref())?;
     let wiring = Wiring { endpoint_routes: values.endpoint_routes.enabled, ipv6: host::has_ipv6() };
@@ -286,7 +299,37 @@ fn prepare(
         datapath.attach_host_device(host_link.index)?;
     }
     datapath.attach_network_device(underlay.link.index)?;
+    masquerade::apply(&datapath, values, node.internal_ip)?;
     Ok(Prepared { core: Arc::new(core), datapath, underlay, mtu })
+}
+
+/// Starts what keeps masquerade as it should be.
+fn masquerade_controllers(
+    client: &Client,
+    options: &Options,
+    prepared: &Prepared,
+    node: &OwnNode,
+    values: &Values,
+    health: &Arc<Health>,
+) {
+    let controller = masquerade::Controller {
+        datapath: prepared.datapath.clone(),
+        values: values.clone(),
+        node_ip: node.internal_ip,
+        health: health.clone(),
+    };
+    tokio::spawn(controller.run());
+    if !values.ip_masq_agent.enabled {
+        if let Err(cause) = prepared.datapath.set_non_masquerade(&BTreeSet::new()) {
+            health.fail("ip-masq-agent", cause.to_string());
+        }
+        return;
+    }
+    let (core, datapath) = (prepared.core.clone(), prepared.datapath.clone());
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), &options.config_map_namespace);
+    let one = only(IP_MASQ_AGENT_CONFIG_MAP);
+    let store = watch(maps, one, "watch-ip-masq", health.clone(), core.signal().clone());
+    tokio::spawn(ip_masq_agent::run(core, datapath, store, health.clone()));
 }
 
 /// What is watched for as long as the agent runs.

@@ -18,6 +18,7 @@ pub mod ipcache;
 pub mod kubernetes;
 pub mod local_api;
 pub mod logging;
+pub mod masquerade;
 pub mod netlink;
 pub mod operator;
 pub mod routes;

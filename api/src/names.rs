@@ -6,6 +6,8 @@ pub const SYSTEM_NAMESPACE: &str = "kube-system";
 pub const CONFIG_MAP: &str = "podwire-config";
 /// ConfigMap in which the operator keeps the record of the pod CIDRs that it gave.
 pub const POD_CIDRS_CONFIG_MAP: &str = "podwire-pod-cidrs";
+/// ConfigMap that lists destinations which see pods' own addresses, by the name that its readers know.
+pub const IP_MASQ_AGENT_CONFIG_MAP: &str = "ip-masq-agent";
 /// DaemonSet of the agent.
 pub const AGENT_DAEMON_SET: &str = "podwire";
 /// Deployment of the operator.

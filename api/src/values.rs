@@ -14,6 +14,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// How many native CIDRs the datapath compares with.
+pub const MAX_NATIVE_CIDRS: usize = 8;
+
 /// All values, with their defaults. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -47,7 +50,10 @@ pub struct Values {
     /// Masquerade what leaves the native CIDR.
     #[serde(rename = "enableIPv4Masquerade")]
     pub enable_ipv4_masquerade: bool,
-    /// Devices that carry the programs; empty: the device of the node's InternalIP.
+    /// Obey ConfigMap `ip-masq-agent`: destinations beyond the native CIDR that see pods' own addresses.
+    pub ip_masq_agent: Toggle,
+    /// Devices that carry the programs, that of the underlay first; empty: the device of the node's InternalIP, and for
+    /// masquerade every other one that leads out of the node.
     pub devices: Vec<String>,
     /// MTU of pods; 0: that of the underlay device, less the encapsulation.
     #[serde(rename = "MTU")]
@@ -120,6 +126,7 @@ impl Default for Values {
             endpoint_routes: Toggle::default(),
             bpf: Bpf::default(),
             enable_ipv4_masquerade: true,
+            ip_masq_agent: Toggle::default(),
             devices: Vec::new(),
             mtu: 0,
             operator: Operator::default(),
@@ -295,6 +302,27 @@ impl Values {
                 "set it to the pod CIDR, for example ipv4NativeRoutingCIDR=10.244.0.0/16",
             );
         }
+        if self.ipv4_native_routing_cidr.len() > MAX_NATIVE_CIDRS {
+            return invalid(
+                "ipv4NativeRoutingCIDR",
+                format!("{} CIDRs are more than {MAX_NATIVE_CIDRS}", self.ipv4_native_routing_cidr.len()),
+                "join neighbours into larger CIDRs, or list destinations in ConfigMap ip-masq-agent",
+            );
+        }
+        if self.enable_ipv4_masquerade && !self.bpf.masquerade {
+            return invalid(
+                "bpf.masquerade",
+                "false leaves masquerade to iptables, which is not implemented".into(),
+                "write bpf.masquerade=true, or enableIPv4Masquerade=false for none",
+            );
+        }
+        if self.ip_masq_agent.enabled && !self.enable_ipv4_masquerade {
+            return invalid(
+                "ipMasqAgent.enabled",
+                "true makes exceptions from masquerade, which is off".into(),
+                "write enableIPv4Masquerade=true, or ipMasqAgent.enabled=false",
+            );
+        }
         if self.ipam.operator.mask_size > 30 || self.ipam.operator.mask_size == 0 {
             return invalid(
                 "ipam.operator.clusterPoolIPv4MaskSize",
@@ -372,6 +400,7 @@ mod tests {
         v.ipam.operator.pod_cidr_list =
             vec!["172.20.0.0/16".parse().unwrap(), "172.21.0.0/16".parse().unwrap()];
         v.devices = vec!["eth1".into()];
+        v.ip_masq_agent.enabled = true;
         v.ipam.migration = Migration::SideBySide;
         v.service_cidr = "10.96.0.0/16".parse().ok();
         assert_eq!(v.to_config_map()["ipv4-native-routing-cidr"], "10.244.0.0/16", "one reads as ever");
@@ -417,6 +446,18 @@ mod tests {
             Values::apply_sets(&mut base, &["ipam.mode=kubernetes"]),
             Err(ValuesError::NotATable { .. })
         ));
+        let refusal = |sets: &[&str]| {
+            let mut base = serde_json::to_value(week3()).unwrap().as_object().unwrap().clone();
+            Values::apply_sets(&mut base, sets).unwrap();
+            Values::from_value(Value::Object(base)).unwrap_err().to_string()
+        };
+        let err = refusal(&["bpf.masquerade=false"]);
+        assert!(err.contains("not implemented") && err.contains("enableIPv4Masquerade=false"), "{err}");
+        let err = refusal(&["ipMasqAgent.enabled=true", "enableIPv4Masquerade=false"]);
+        assert!(err.starts_with("ipMasqAgent.enabled: "), "{err}");
+        let many: Vec<String> = (0..9).map(|i| format!("10.{i}.0.0/16")).collect();
+        let err = refusal(&[&format!("ipv4NativeRoutingCIDR={{{}}}", many.join(","))]);
+        assert!(err.contains("9 CIDRs are more than 8"), "{err}");
         let map = BTreeMap::from([("mtu".to_owned(), "big".to_owned())]);
         assert!(Values::from_config_map(&map).unwrap_err().to_string().contains("\"mtu\""));
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use podwire_agent::local_api::client::{ClientError, ask, ask_once};
+use podwire_agent::local_api::masquerade::{self, ConnectionRow};
 use podwire_agent::local_api::{EndpointRow, IpcacheRow, MetricRow, Request, Status, render};
 use podwire_api::names::API_SOCKET;
 use serde::de::DeserializeOwned;
@@ -77,6 +78,15 @@ enum BpfCommand {
     /// Packets and bytes counted.
     #[command(subcommand)]
     Metrics(ListCommand),
+    /// Connections in which an address of the node stands in for a pod.
+    #[command(subcommand)]
+    Nat(ListCommand),
+    /// Every connection between pods of this node and what is beyond the native network.
+    #[command(subcommand)]
+    Ct(ListCommand),
+    /// Destinations beyond the native network that see pods' own addresses.
+    #[command(subcommand)]
+    Ipmasq(ListCommand),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -119,6 +129,15 @@ fn run(args: &Args) -> Result<ExitCode, ClientError> {
         }
         Command::Bpf(BpfCommand::Metrics(ListCommand::List)) => {
             show(args, Request::Metrics, |rows: Vec<MetricRow>| render::metrics(&rows))?;
+        }
+        Command::Bpf(BpfCommand::Nat(ListCommand::List)) => {
+            show(args, Request::Nat, |rows: Vec<ConnectionRow>| masquerade::nat(&rows))?;
+        }
+        Command::Bpf(BpfCommand::Ct(ListCommand::List)) => {
+            show(args, Request::Connections, |rows: Vec<ConnectionRow>| masquerade::connections(&rows))?;
+        }
+        Command::Bpf(BpfCommand::Ipmasq(ListCommand::List)) => {
+            show(args, Request::NonMasquerade, |cidrs: Vec<String>| masquerade::non_masquerade(&cidrs))?;
         }
         Command::Monitor { kind } => monitor(args, *kind)?,
     }

@@ -1,7 +1,9 @@
 //! Loops that bring what is to what should be: each waits for a change, looks at everything, and acts on the difference.
 
 pub mod config;
+pub mod ip_masq_agent;
 pub mod ipcache;
+pub mod masquerade;
 pub mod node_network;
 pub mod routes;
 pub mod settle;

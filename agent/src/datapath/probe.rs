@@ -96,6 +96,18 @@ fn questions() -> Vec<Question> {
             mend: "run Linux 5.10 or newer",
         },
         Question {
+            name: "LRU hash map",
+            needed: true,
+            answer: is_map_supported(MapType::LruHash).map_err(|error| error.to_string()),
+            mend: "run Linux 5.10 or newer",
+        },
+        Question {
+            name: "bpf_skc_lookup_tcp",
+            needed: true,
+            answer: helper(BpfHelper::BPF_FUNC_skc_lookup_tcp),
+            mend: "run Linux 5.10 or newer with CONFIG_INET",
+        },
+        Question {
             name: "tcx links",
             needed: false,
             answer: Ok(sys::has_tcx()),

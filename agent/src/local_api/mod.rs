@@ -2,6 +2,7 @@
 //! `monitor` a line for each flow.
 
 pub mod client;
+pub mod masquerade;
 pub mod render;
 pub mod server;
 
@@ -29,6 +30,12 @@ pub enum Request {
     Ipcache,
     /// Packets counted.
     Metrics,
+    /// Connections beyond the native network.
+    Connections,
+    /// Those of them that are translated.
+    Nat,
+    /// Destinations beyond it that see pods' own addresses.
+    NonMasquerade,
     /// Flows as they happen.
     Monitor {
         /// Forwarded packets too.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::{EndpointRow, IpcacheRow, MetricRow, Status};
 
 /// A table: columns as wide as their widest cell, two spaces between.
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -11,9 +11,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::masquerade::ConnectionRow;
 use super::{EndpointRow, IpcacheRow, MetricRow, Network, Reply, Request, Status};
 use crate::cni_server::{ACCEPT_PAUSE, bind};
 use crate::daemon::{Agent, Running};
+use crate::masquerade::collect;
 
 /// Longest request.
 const MAX_REQUEST: u64 = 4096;
@@ -92,6 +94,12 @@ fn respond(agent: &Agent, request: Request) -> Result<Value, String> {
         Request::Endpoints => to_value(&endpoints(running)),
         Request::Ipcache => to_value(&ipcache(running)?),
         Request::Metrics => to_value(&metrics(running)?),
+        Request::Connections => to_value(&connections(running)?),
+        Request::Nat => {
+            let rows = connections(running)?.into_iter().filter(|row| row.translated);
+            to_value(&rows.collect::<Vec<_>>())
+        }
+        Request::NonMasquerade => to_value(&running.datapath.non_masquerade().map_err(|e| e.to_string())?),
         Request::Status | Request::Monitor { .. } => Err("not a request of this kind".into()),
     }
 }
@@ -182,6 +190,12 @@ fn metrics(running: &Running) -> Result<Vec<MetricRow>, String> {
             }
         };
     Ok(counters.into_iter().map(row).collect())
+}
+
+fn connections(running: &Running) -> Result<Vec<ConnectionRow>, String> {
+    let all = collect::all(&running.datapath).map_err(|e| e.to_string())?;
+    let now = collect::since_boot();
+    Ok(all.iter().map(|tracked| ConnectionRow::new(tracked, now)).collect())
 }
 
 /// Sends flows until the other side leaves.

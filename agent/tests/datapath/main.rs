@@ -7,6 +7,7 @@
 mod forwarding;
 mod malformed;
 mod masquerade;
+mod masquerade_devices;
 mod masquerade_errors;
 mod masquerade_limits;
 mod net;

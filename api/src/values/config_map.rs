@@ -28,6 +28,7 @@ impl Values {
         put("enable-endpoint-routes", self.endpoint_routes.enabled.to_string());
         put("enable-bpf-masquerade", self.bpf.masquerade.to_string());
         put("enable-ipv4-masquerade", self.enable_ipv4_masquerade.to_string());
+        put("enable-ip-masq-agent", self.ip_masq_agent.enabled.to_string());
         put("cluster-pool-ipv4-cidr", words(&self.ipam.operator.pod_cidr_list));
         put("cluster-pool-ipv4-mask-size", self.ipam.operator.mask_size.to_string());
         put("devices", self.devices.join(" "));
@@ -57,6 +58,7 @@ impl Values {
         read(map, "enable-endpoint-routes", "true or false", &mut v.endpoint_routes.enabled)?;
         read(map, "enable-bpf-masquerade", "true or false", &mut v.bpf.masquerade)?;
         read(map, "enable-ipv4-masquerade", "true or false", &mut v.enable_ipv4_masquerade)?;
+        read(map, "enable-ip-masq-agent", "true or false", &mut v.ip_masq_agent.enabled)?;
         v.ipam.operator.pod_cidr_list =
             cidrs(map, "cluster-pool-ipv4-cidr", "a list of IPv4 CIDRs such as 172.20.0.0/16")?;
         read(map, "cluster-pool-ipv4-mask-size", "a prefix length", &mut v.ipam.operator.mask_size)?;
