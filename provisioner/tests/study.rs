@@ -105,6 +105,11 @@ fn an_overlapping_cidr() {
 }
 
 #[test]
+fn a_native_cidr_left_behind() {
+    proven("3/fault-native-cidr");
+}
+
+#[test]
 fn every_exercise_has_its_test_here() {
     let list: Value = serde_json::from_str(&ok(&mut study("none", &["-o", "json"]))).unwrap();
     let this = include_str!("study.rs");
