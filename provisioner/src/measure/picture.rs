@@ -8,7 +8,7 @@ use super::summary::{Count, Summary};
 use crate::error::{Failure, OrFailure};
 
 /// Width of a second at most, in pixels.
-const WIDEST_SECOND: f64 = 14.0;
+const WIDEST_SECOND: f64 = 40.0;
 /// Width of all seconds at most.
 const WIDTH: f64 = 900.0;
 /// Height of the bar of a whole second.
@@ -88,17 +88,17 @@ fn panel(summary: &Summary, second: f64, top: u32, lang: Lang) -> Value {
         Lang::Ko => format!("응답 {answered}건, 손실 {lost}건"),
     };
     let base = f64::from(top) + 20.0 + BAR;
-    let most = summary.seconds.values().map(|c| c.answered + c.lost).max().unwrap_or(0).max(1);
+    let most = summary.seconds.values().map(|c| c.answered + c.lost + c.not_sent).max().unwrap_or(0).max(1);
     #[expect(clippy::cast_precision_loss, reason = "calls of one second")]
     let part = |calls: u64| BAR * calls as f64 / most as f64;
     let bars: Vec<Value> = summary
         .seconds
         .iter()
         .map(|(at, count)| {
-            let (good, bad) = (part(count.answered), part(count.lost));
+            let (good, bad, idle) = (part(count.answered), part(count.lost), part(count.not_sent));
             json!({"x": x(*at, second), "width": second * 0.9, "good": good, "bad": bad,
                    "good_y": base - good, "bad_y": base - good - bad,
-                   "idle": count.answered + count.lost == 0, "base": base})
+                   "idle": idle, "idle_y": base - good - bad - idle})
         })
         .collect();
     let pods: Vec<Value> = summary

@@ -16,6 +16,11 @@ pub fn phrase(lang: Lang, key: &'static str) -> &'static str {
     })
 }
 
+/// True if there is such a phrase.
+pub(super) fn exists(key: &str) -> bool {
+    TABLE.iter().any(|(known, _, _)| *known == key)
+}
+
 /// A phrase with its gaps filled. What is filled in is not read again for gaps.
 pub fn say(lang: Lang, key: &'static str, args: &[(&str, &str)]) -> String {
     let mut rest = phrase(lang, key);
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_phrase_that_is_said_is_in_the_table() {
+    fn every_phrase_is_said_somewhere() {
         let sources = [
             include_str!("check/state.rs"),
             include_str!("check/live.rs"),
@@ -166,15 +171,6 @@ mod tests {
         }
         let unsaid: Vec<_> = TABLE.iter().map(|(key, _, _)| *key).filter(|key| !said.contains(key)).collect();
         assert!(unsaid.is_empty(), "never said: {unsaid:?}");
-        // And what is said is there: the outcome's keys are all literals.
-        for source in sources {
-            for part in source.split("Outcome::new(").skip(1) {
-                let end = part.find(')').unwrap_or(part.len());
-                for word in part[..end].split('"').skip(1).step_by(2).take(1) {
-                    assert!(TABLE.iter().any(|(key, _, _)| *key == word), "{word:?} is no phrase");
-                }
-            }
-        }
     }
 
     #[test]

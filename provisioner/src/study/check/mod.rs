@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::fact::{self, Fact};
+use super::phrases;
 use super::snapshot::{Needs, Snapshot};
 use super::text::Text;
 
@@ -153,6 +154,7 @@ pub struct Said {
 
 impl Outcome {
     fn new(held: bool, key: &'static str, args: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        debug_assert!(phrases::exists(key), "{key} is no phrase");
         Self { held, said: Said { key, args: args.into_iter().collect() } }
     }
 }
