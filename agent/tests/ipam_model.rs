@@ -2,7 +2,7 @@
 //!
 //! The operator's planner, its record, the node's pool and its store are the real ones. The API server is a model with versions:
 //! a write that is built on an old one is refused. Two operators act, each on caches as old as they come, each of which may stop
-//! before any write and go on much later. A Node that is deleted is a machine that is gone: its pods are dead when another node
+//! before any write and go on much later: so the proof does not lean on the election of a leader. A Node that is deleted is a machine that is gone: its pods are dead when another node
 //! may get its CIDR; one that only lost its NodeNetwork lives on.
 //!
 //! The pool lies apart from what the controller manager gives. Where it does not, there are two who give without knowing of each
@@ -65,6 +65,9 @@ enum Event {
     PodGc,
     PoolGrow,
     Mode(IpamMode, Migration),
+    /// The API server dies with each operator's next write under way: made or not, nobody learns of it. When it is back,
+    /// watches list anew, operators by their caches, agents by what they see.
+    ApiRestart([bool; 2]),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -93,6 +96,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => node().prop_map(Event::NodeReturn),
         1 => Just(Event::PodGc),
         1 => Just(Event::PoolGrow),
+        2 => any::<[bool; 2]>().prop_map(Event::ApiRestart),
         5 => (mode, migration).prop_map(|(m, s)| Event::Mode(m, s)),
     ]
 }
@@ -295,6 +299,22 @@ impl World {
             Event::Mode(mode, migration) => {
                 self.api.values.ipam.mode = *mode;
                 self.api.values.ipam.migration = *migration;
+            }
+            Event::ApiRestart(made) => {
+                for op in 0..2 {
+                    if made[op] {
+                        self.step(op);
+                    }
+                    // A write that has failed ends the plan, and what it was built on is read anew.
+                    self.operators[op].writes.clear();
+                    self.operators[op].record = None;
+                    for cache in [Cache::Nodes, Cache::Networks, Cache::Pods] {
+                        self.act(&Event::Refresh(op, cache));
+                    }
+                }
+                for i in 0..NODES.len() {
+                    self.act(&Event::AgentRefresh(i));
+                }
             }
         }
     }

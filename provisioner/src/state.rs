@@ -84,7 +84,13 @@ impl StateRoot {
     /// The running lab that a command means: the named one, else that of `$PODWIRE_LAB_NAME`, else the only one.
     pub fn pick(&self, wanted: Option<&str>) -> Result<(LabState, Running), Failure> {
         let from_env = std::env::var(LAB_VARIABLE).ok().filter(|name| !name.is_empty());
-        self.pick_of(wanted.or(from_env.as_deref()))
+        if wanted.is_some() || from_env.is_none() {
+            return self.pick_of(wanted);
+        }
+        self.pick_of(from_env.as_deref()).map_err(|mut failure| {
+            failure.thing = format!("{} (of the environment variable {LAB_VARIABLE})", failure.thing);
+            failure
+        })
     }
 
     fn pick_of(&self, wanted: Option<&str>) -> Result<(LabState, Running), Failure> {
