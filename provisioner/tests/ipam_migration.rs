@@ -121,6 +121,10 @@ fn the_migration_as_the_course_does_it() {
     for (set, cause) in [
         ("ipam.operator.clusterPoolIPv4MaskSize=25", "nodes hold CIDRs of /24"),
         ("ipam.operator.clusterPoolIPv4PodCIDRList=172.30.0.0/16", "172.20.0.0/16 is in use"),
+        (
+            "ipam.operator.clusterPoolIPv4PodCIDRList={172.20.0.0/16,10.244.8.0/21}",
+            "10.244.8.0/21 overlaps 10.244.0.0/16",
+        ),
     ] {
         let refused = run(&mut upgrade(&lab, &[set]));
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();

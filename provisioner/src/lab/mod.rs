@@ -13,7 +13,7 @@ mod words;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_api::values::Values;
+use podwire_api::values::{IpamMode, Values, ValuesError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -225,8 +225,23 @@ impl Lab {
     }
 
     /// The agent's values, typed. `deployed` fills in what only the deployment knows (the API server's address).
-    pub fn typed_values(&self) -> Result<Values, podwire_api::values::ValuesError> {
+    ///
+    /// A pool that the controller manager gives out of too is refused: one CIDR could be given to two nodes.
+    pub fn typed_values(&self) -> Result<Values, ValuesError> {
         let mut values = Values::from_value(Value::Object(self.values.clone()))?;
+        let cluster = self.kubernetes.pod_cidr;
+        let overlaps = |pool: &&Ipv4Net| pool.contains(&cluster) || cluster.contains(*pool);
+        if values.ipam.mode == IpamMode::ClusterPool
+            && let Some(pool) = values.ipam.operator.pod_cidr_list.iter().find(overlaps)
+        {
+            return Err(ValuesError::Invalid {
+                key: "ipam.operator.clusterPoolIPv4PodCIDRList",
+                cause: format!(
+                    "{pool} overlaps {cluster}, out of which the controller manager gives CIDRs too"
+                ),
+                mend: "choose a pool apart from kubernetes.podCIDR".into(),
+            });
+        }
         if let Some(ip) = self.control_plane().and_then(Node::internal_ip) {
             values.k8s_service_host.get_or_insert_with(|| ip.to_string());
         }

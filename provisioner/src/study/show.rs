@@ -97,18 +97,8 @@ impl Screen {
 
     /// What a check saw.
     pub fn outcome(&self, outcome: &Outcome) {
-        let mark = if outcome.held {
-            Style::new().green().apply_to("ok     ")
-        } else {
-            Style::new().red().apply_to("missing")
-        };
-        let lines = lay_out(&said(self.lang, &outcome.said), self.width.saturating_sub(10));
-        for (n, line) in lines.iter().enumerate() {
-            if n == 0 {
-                self.line(&format!("  {mark} {line}"));
-            } else {
-                self.line(&format!("          {line}"));
-            }
+        for line in outcome_lines(self.lang, outcome) {
+            self.line(&line);
         }
     }
 
@@ -154,6 +144,20 @@ impl Screen {
         }
         self.say("list-end", &[]);
     }
+}
+
+/// What a check saw, in lines.
+pub(super) fn outcome_lines(lang: Lang, outcome: &Outcome) -> Vec<String> {
+    let mark = if outcome.held {
+        Style::new().green().apply_to("ok     ")
+    } else {
+        Style::new().red().apply_to("missing")
+    };
+    let lines = lay_out(&said(lang, &outcome.said), COLUMNS - 10);
+    let indented = |(n, line): (usize, String)| {
+        if n == 0 { format!("  {mark} {line}") } else { format!("          {line}") }
+    };
+    lines.into_iter().enumerate().map(indented).collect()
 }
 
 /// The line above an exercise.

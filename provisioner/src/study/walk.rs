@@ -11,11 +11,11 @@ use super::check::live::answer;
 use super::check::{Check, Outcome};
 use super::course::{Exercise, Step};
 use super::desk::Desk;
-use super::phrases::{phrase, said};
+use super::phrases::phrase;
 use super::progress::Progress;
 use super::prompt::Prompt;
 use super::proof;
-use super::show::Screen;
+use super::show::{Screen, outcome_lines};
 use crate::error::Failure;
 
 /// How often the lab is looked at while the learner thinks or works in another terminal.
@@ -352,7 +352,8 @@ fn watch(
         if let Some(before) = &before {
             for (was, is) in before.iter().zip(&outcomes) {
                 if is.held && !was.held {
-                    let _ = printer.print(format!("  ok      {}", said(desk.lang, &is.said)));
+                    // Only a prompt that is gone takes no line.
+                    let _ = printer.print(outcome_lines(desk.lang, is).join("\n"));
                 }
             }
             if outcomes.iter().all(|o| o.held) && !before.iter().all(|o| o.held) {
