@@ -60,6 +60,37 @@ fn a_later_piece_alone_is_dropped() {
     });
 }
 
+/// IP options make headers longer, and the answer the stack's to deliver.
+#[test]
+fn packets_with_options_are_translated() {
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let (a, b) = (one.pod(10), one.pod(11));
+        for pod in [&a, &b] {
+            let (answered, text) = pod.ping(&format!("-c 1 -W 5 -e 66 -R {COMPANY}"));
+            assert!(answered && text.contains("RR:"), "{text}");
+        }
+        assert_no_drops(one);
+    });
+}
+
+/// A way out with a smaller MTU: the stack makes pieces, and they leave translated.
+#[test]
+fn what_the_stack_fragments_is_translated() {
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let a = one.pod(10);
+        for netns in [&one.name, ROUTER] {
+            sh(&format!("ip -n {netns} link set eth1 mtu 1300"));
+        }
+        let (answered, text) = a.ping(&format!("-c 1 -W 5 -M dont -s 1400 {COMPANY}"));
+        assert!(answered, "{text}");
+        assert_no_drops(one);
+    });
+}
+
 /// A UDP checksum of zero says that there is none, and none there stays.
 #[test]
 fn no_udp_checksum_stays_none() {
