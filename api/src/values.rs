@@ -5,6 +5,7 @@
 
 mod cidrs;
 mod config_map;
+mod ip_masq_agent;
 mod upgrade;
 
 use std::fmt;
@@ -13,6 +14,8 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use self::ip_masq_agent::{IpMasqAgent, IpMasqConfig};
 
 /// How many native CIDRs the datapath compares with.
 pub const MAX_NATIVE_CIDRS: usize = 8;
@@ -50,8 +53,8 @@ pub struct Values {
     /// Masquerade what leaves the native CIDR.
     #[serde(rename = "enableIPv4Masquerade")]
     pub enable_ipv4_masquerade: bool,
-    /// Obey ConfigMap `ip-masq-agent`: destinations beyond the native CIDR that see pods' own addresses.
-    pub ip_masq_agent: Toggle,
+    /// Destinations beyond the native CIDR that see pods' own addresses: ConfigMap `ip-masq-agent`.
+    pub ip_masq_agent: IpMasqAgent,
     /// Devices that carry the programs, that of the underlay first; empty: the device of the node's InternalIP, and for
     /// masquerade every other one that leads out of the node.
     pub devices: Vec<String>,
@@ -126,7 +129,7 @@ impl Default for Values {
             endpoint_routes: Toggle::default(),
             bpf: Bpf::default(),
             enable_ipv4_masquerade: true,
-            ip_masq_agent: Toggle::default(),
+            ip_masq_agent: IpMasqAgent::default(),
             devices: Vec::new(),
             mtu: 0,
             operator: Operator::default(),
@@ -278,7 +281,7 @@ impl Values {
                     .as_object_mut()
                     .ok_or_else(|| ValuesError::NotATable { path: path.into(), at: keys[..=i].join(".") })?;
             }
-            let list_key = matches!(*last, "clusterPoolIPv4PodCIDRList" | "devices");
+            let list_key = matches!(*last, "clusterPoolIPv4PodCIDRList" | "devices" | "nonMasqueradeCIDRs");
             table.insert((*last).to_owned(), scalar_or_list(raw, list_key));
         }
         Ok(())
@@ -323,6 +326,7 @@ impl Values {
                 "write enableIPv4Masquerade=true, or ipMasqAgent.enabled=false",
             );
         }
+        self.ip_masq_agent.validate()?;
         if self.ipam.operator.mask_size > 30 || self.ipam.operator.mask_size == 0 {
             return invalid(
                 "ipam.operator.clusterPoolIPv4MaskSize",

@@ -174,8 +174,14 @@ fn listed_networks_see_the_pod_once_the_router_knows_the_way_back() {
             if holds(&list) { Ok(()) } else { Err(list) }
         });
     };
-    config("nonMasqueradeCIDRs:\n- 10.10.1.0/24\n- 10.10.2.0/24\nmasqLinkLocal: false");
-    upgrade(&lab, &["ipMasqAgent.enabled=true"]);
+    upgrade(
+        &lab,
+        &["ipMasqAgent.enabled=true", "ipMasqAgent.config.nonMasqueradeCIDRs={10.10.1.0/24,10.10.2.0/24}"],
+    );
+    assert_eq!(
+        lab.get(&["-n", "kube-system", "get", "cm", "ip-masq-agent", "-o", "jsonpath={.data.config}"]),
+        r#"{"nonMasqueradeCIDRs":["10.10.1.0/24","10.10.2.0/24"]}"#
+    );
     wait_for("the list is that of the ConfigMap", &|list| {
         list.lines().skip(1).eq(["10.10.1.0/24", "10.10.2.0/24", "169.254.0.0/16"])
     });
@@ -187,7 +193,7 @@ fn listed_networks_see_the_pod_once_the_router_knows_the_way_back() {
     }
     assert_eq!(seen(&lab), pod);
     // A change of the list is acted on at once; a mistake leaves the list as it was, and is told.
-    config("nonMasqueradeCIDRs: [10.10.2.0/24]\nmasqLinkLocal: true");
+    config("nonMasqueradeCIDRs:\n- 10.10.2.0/24\nmasqLinkLocal: true");
     wait_for("the list changes", &|list| list.lines().skip(1).eq(["10.10.2.0/24"]));
     assert_eq!(seen(&lab), "192.168.10.100");
     config("nonMasqueradeCIDRs: [10.10.2.0]");

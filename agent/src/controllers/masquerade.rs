@@ -191,22 +191,9 @@ impl Controller {
             Ok(drops) => drops,
             Err(cause) => return memory.collect_errors.push(cause.to_string()),
         };
-        let [ports, room] = [0, 1].map(|i: usize| drops[i].saturating_sub(memory.drops[i]));
+        let since = [0, 1].map(|i: usize| drops[i].saturating_sub(memory.drops[i]));
         memory.drops = drops;
-        if ports > 0 {
-            memory.collect_errors.push(format!(
-                "{ports} packets had no port of the node to leave by since the last look ({}); \
-                 spread connections over more servers or nodes, or end idle ones",
-                DropReason::NatNoMapping
-            ));
-        }
-        if room > 0 {
-            memory.collect_errors.push(format!(
-                "{room} packets found the table of {MAX_CONNECTIONS} connections full since the last look ({}); \
-                 see who opens so many: podwire bpf ct list",
-                DropReason::ConnectionInsertFailed
-            ));
-        }
+        memory.collect_errors.extend(complaints(since));
     }
 
     fn drops(&self) -> Result<[u64; 2], DatapathError> {
@@ -230,5 +217,43 @@ impl Controller {
         };
         let errors = memory.device_errors.iter().chain(&memory.collect_errors).cloned().collect();
         self.health.report(PART, errors, state);
+    }
+}
+
+/// What to say of packets that were dropped since the last look: for want of a port, for want of room.
+fn complaints([ports, room]: [u64; 2]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if ports > 0 {
+        complaints.push(format!(
+            "{ports} packets had no port or address of the node to leave by since the last look ({}); spread connections over \
+             more servers or nodes, or end idle ones: podwire bpf nat list",
+            DropReason::NatNoMapping
+        ));
+    }
+    if room > 0 {
+        complaints.push(format!(
+            "{room} packets found the table of {MAX_CONNECTIONS} connections full since the last look ({}); see who opens so \
+             many: podwire bpf ct list",
+            DropReason::ConnectionInsertFailed
+        ));
+    }
+    complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ran_out_is_told_with_a_mend() {
+        assert_eq!(complaints([0, 0]), [""; 0]);
+        let both = complaints([3, 1]);
+        assert!(
+            both[0].starts_with("3 packets had no port") && both[0].contains("No mapping for NAT masquerade")
+        );
+        assert!(
+            both[1].contains("the table of 262144 connections full")
+                && both[1].ends_with("podwire bpf ct list")
+        );
     }
 }

@@ -109,9 +109,8 @@ fn is_outside(inputs: &Inputs<'_>, link: &Link) -> bool {
         return inputs.devices.contains(&link.name);
     }
     let has_node_ip = inputs.addresses.contains_by(link.index, inputs.node_ip);
-    link.up
-        && link.name != "lo"
-        && (has_node_ip || !NOT_OUTSIDE.iter().any(|prefix| link.name.starts_with(prefix)))
+    // One that is down too: when it comes up, masquerade is there already.
+    link.name != "lo" && (has_node_ip || !NOT_OUTSIDE.iter().any(|prefix| link.name.starts_with(prefix)))
 }
 
 trait ContainsBy {
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_down_or_a_tunnel_carries_nothing() {
+    fn a_tunnel_carries_nothing_and_a_device_that_is_down_will() {
         let mut node = node();
         node.links[1].up = false;
         node.links.push(Link { mac: None, ..link(9, "wg0") });
@@ -252,7 +251,8 @@ mod tests {
         let plan = planned(&node, &["wg0".into()]);
         assert!(plan.errors[0].contains("no Ethernet frames"), "{:?}", plan.errors);
         let plan = planned(&node, &[]);
-        assert_eq!(plan.devices.len(), 1);
-        assert!(plan.own.contains(&ip("10.0.2.15")), "its address is the node's all the same");
+        let names: Vec<_> = plan.devices.iter().map(|(link, _)| link.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "eth1"]);
+        assert!(plan.own.contains(&ip("10.9.0.1")), "its address is the node's all the same");
     }
 }

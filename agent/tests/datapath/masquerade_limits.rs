@@ -1,6 +1,6 @@
 //! Fragments, ends of what there is, and restarts.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, thread};
 
 use podwire_abi::{
     DropReason, Point,
@@ -60,6 +60,37 @@ fn a_later_piece_alone_is_dropped() {
     });
 }
 
+/// IP options make headers longer, and the answer the stack's to deliver.
+#[test]
+fn packets_with_options_are_translated() {
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let (a, b) = (one.pod(10), one.pod(11));
+        for pod in [&a, &b] {
+            let (answered, text) = pod.ping(&format!("-c 1 -W 5 -e 66 -R {COMPANY}"));
+            assert!(answered && text.contains("RR:"), "{text}");
+        }
+        assert_no_drops(one);
+    });
+}
+
+/// A way out with a smaller MTU: the stack makes pieces, and they leave translated.
+#[test]
+fn what_the_stack_fragments_is_translated() {
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let a = one.pod(10);
+        for netns in [&one.name, ROUTER] {
+            sh(&format!("ip -n {netns} link set eth1 mtu 1300"));
+        }
+        let (answered, text) = a.ping(&format!("-c 1 -W 5 -M dont -s 1400 {COMPANY}"));
+        assert!(answered, "{text}");
+        assert_no_drops(one);
+    });
+}
+
 /// A UDP checksum of zero says that there is none, and none there stays.
 #[test]
 fn no_udp_checksum_stays_none() {
@@ -73,6 +104,46 @@ fn no_udp_checksum_stays_none() {
         let out = wire.wait_for("the packet", |f| f.protocol == 17 && f.destination == COMPANY);
         assert_eq!((out.source, out.udp_ports()), (one.ip(), Some((4000, 4001))));
         assert_eq!(out.payload[6..8], [0, 0]);
+    });
+}
+
+/// Pods open many connections to one server at once, all from the same ports.
+#[test]
+fn a_crowd_of_connections_gets_a_port_each() {
+    const EACH: u16 = 300;
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let pods = [one.pod(10), one.pod(11), one.pod(12)];
+        let server = udp(ROUTER, COMPANY, 0);
+        let target = server.local_addr().unwrap();
+        let mut seen = BTreeSet::new();
+        thread::scope(|scope| {
+            for pod in &pods {
+                scope.spawn(move || {
+                    for port in 30_000..30_000 + EACH {
+                        let socket = udp(&pod.netns, pod.ip, port);
+                        socket.send_to(&pod.ip.octets(), target).unwrap();
+                        let mut answer = [0; 10];
+                        let length = socket.recv(&mut answer).unwrap();
+                        assert_eq!(answer[..length], pod.ip.octets(), "the answer is another pod's");
+                    }
+                });
+            }
+            for _ in 0..EACH * 3 {
+                let mut question = [0; 10];
+                let (length, from) = server.recv_from(&mut question).unwrap();
+                server.send_to(&question[..length], from).unwrap();
+                assert_eq!(ip(from), one.ip());
+                assert!(seen.insert(from.port()), "{from} is two pods at once");
+            }
+        });
+        let kept = seen.iter().filter(|port| **port < FIRST_PORT).count();
+        assert_eq!(kept, usize::from(EACH), "each port is kept by the pod that came first");
+        for direction in [Direction::Out, Direction::In] {
+            assert_eq!(one.datapath.connections(direction).unwrap().len(), usize::from(EACH) * 3);
+        }
+        assert_no_drops(one);
     });
 }
 

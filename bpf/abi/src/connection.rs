@@ -13,8 +13,10 @@ pub const MAX_MASQUERADE_ADDRESSES: u32 = 16_384;
 pub const MAX_NON_MASQUERADE: u32 = 16_384;
 /// First port that is given where the pod's own is taken; the last is 65535. Below are the node ports of Services.
 pub const FIRST_PORT: u16 = 32_768;
-/// How many ports are tried before a connection is refused.
+/// How many ports are looked at for a free one before a connection is refused.
 pub const PORT_TRIES: u32 = 32;
+/// How often a port is claimed before a connection is refused: another CPU, or a socket of the node, may have it after all.
+pub const PORT_CLAIMS: u32 = 3;
 
 /// Both ends of a connection, in network byte order as they stand in the packet.
 #[repr(C)]

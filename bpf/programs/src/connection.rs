@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use podwire_abi::{
     DropReason,
-    connection::{Connection, ConnectionKey, FIRST_PORT, PORT_TRIES, seen},
+    connection::{Connection, ConnectionKey, FIRST_PORT, PORT_CLAIMS, PORT_TRIES, seen},
 };
 
 use crate::{
@@ -60,9 +60,13 @@ pub fn open(skb: *mut __sk_buff, key: &ConnectionKey, addr: u32) -> u32 {
     // SAFETY: a valid context.
     let ifindex = unsafe { (*skb).ifindex };
     let own = key.local == addr;
-    for attempt in 0..PORT_TRIES {
+    for round in 0..PORT_CLAIMS {
         // The pod's own port if it is free. The node's own is known to be taken.
-        let port = if attempt == 0 && !own { key.local_port } else { some_port() };
+        let port = if round == 0 && !own { u32::from(key.local_port) } else { free_port(key, addr) };
+        if port == NO_PORT {
+            return DropReason::NatNoMapping as u32;
+        }
+        let port = port as u16;
         let incoming = ConnectionKey { local: addr, local_port: port, ..*key };
         if is_the_nodes(skb, &incoming) {
             continue;
@@ -89,11 +93,23 @@ pub fn open(skb: *mut __sk_buff, key: &ConnectionKey, addr: u32) -> u32 {
     DropReason::NatNoMapping as u32
 }
 
-/// A port, or an identifier, in network byte order.
-#[inline(always)]
-fn some_port() -> u16 {
-    // SAFETY: a plain helper call.
-    (FIRST_PORT | unsafe { bpf_get_prandom_u32() } as u16).to_be()
+/// No port.
+const NO_PORT: u32 = 1 << 16;
+
+/// A port, or an identifier, that no connection has at this moment. A loop of its own: the verifier follows every try, and the
+/// claim is much to follow.
+#[inline(never)]
+fn free_port(key: &ConnectionKey, addr: u32) -> u32 {
+    for _ in 0..PORT_TRIES {
+        // SAFETY: a plain helper call.
+        let port = (FIRST_PORT | unsafe { bpf_get_prandom_u32() } as u16).to_be();
+        let incoming = ConnectionKey { local: addr, local_port: port, ..*key };
+        // SAFETY: only its presence is asked.
+        if unsafe { CONNECTIONS_IN.get(incoming) }.is_none() {
+            return u32::from(port);
+        }
+    }
+    NO_PORT
 }
 
 /// Whether what comes in so is translated to this end already.

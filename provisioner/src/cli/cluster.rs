@@ -87,10 +87,17 @@ impl Upgrade {
 }
 
 fn tell_changes(before: &Values, after: &Values) {
+    let list = after.ip_masq_agent.config_map_text();
+    let list_changed = list != before.ip_masq_agent.config_map_text();
+    if let Some(list) = list.filter(|_| list_changed) {
+        eprintln!("ConfigMap {}: {list}", names::IP_MASQ_AGENT_CONFIG_MAP);
+    }
     let (before, after) = (before.to_config_map(), after.to_config_map());
     let changed: Vec<&String> = after.keys().filter(|k| before.get(*k) != after.get(*k)).collect();
     if changed.is_empty() && before.len() == after.len() {
-        eprintln!("nothing changed");
+        if !list_changed {
+            eprintln!("nothing changed");
+        }
         return;
     }
     for key in changed {

@@ -73,8 +73,8 @@ pub fn podwire_objects(values: &Values) -> Result<Vec<Value>, Failure> {
     let mut objects = vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": names::SYSTEM_NAMESPACE}}),
         serde_json::to_value(NodeNetwork::crd()).or_failure("CRD nodenetworks.podwire.dev", MEND)?,
-        config_map(values),
     ];
+    objects.extend(config_maps(values));
     let port = values.k8s_service_port.to_string();
     let replicas = values.operator.replicas.to_string();
     let fills = [
@@ -92,14 +92,21 @@ pub fn podwire_objects(values: &Values) -> Result<Vec<Value>, Failure> {
     Ok(objects)
 }
 
-/// ConfigMap `podwire-config`.
-pub fn config_map(values: &Values) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": names::CONFIG_MAP, "namespace": names::SYSTEM_NAMESPACE},
-        "data": values.to_config_map(),
-    })
+/// ConfigMap `podwire-config`, and `ip-masq-agent` if the values say what is in it.
+fn config_maps(values: &Values) -> Vec<Value> {
+    let config_map = |name: &str, data: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": names::SYSTEM_NAMESPACE},
+            "data": data,
+        })
+    };
+    let mut maps = vec![config_map(names::CONFIG_MAP, json!(values.to_config_map()))];
+    if let Some(text) = values.ip_masq_agent.config_map_text() {
+        maps.push(config_map(names::IP_MASQ_AGENT_CONFIG_MAP, json!({ "config": text })));
+    }
+    maps
 }
 
 /// Installs Podwire and the lab's apps.
@@ -141,7 +148,7 @@ pub async fn pod_cidrs(client: &kube::Client) -> Result<Vec<ipnet::Ipv4Net>, Fai
 
 /// Writes `podwire-config` anew.
 pub async fn write_config(client: &kube::Client, values: &Values) -> Result<(), Failure> {
-    apply::apply_all(client, &[config_map(values)]).await
+    apply::apply_all(client, &config_maps(values)).await
 }
 
 /// How long the API server may take to answer.
