@@ -110,6 +110,16 @@ fn a_native_cidr_left_behind() {
 }
 
 #[test]
+fn masquerade() {
+    proven("3/masquerade");
+}
+
+#[test]
+fn exceptions_from_masquerade() {
+    proven("3/masquerade-exceptions");
+}
+
+#[test]
 fn every_exercise_has_its_test_here() {
     let list: Value = serde_json::from_str(&ok(&mut study("none", &["-o", "json"]))).unwrap();
     let this = include_str!("study.rs");

@@ -243,6 +243,17 @@ impl Desk {
                 let context = self.runtime.block_on(access::context_of(&state, &running));
                 live::capture_file(&self.directory, file, &context)
             }
+            Check::Captured { file, from, to } => {
+                let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));
+                live::captured(&self.directory, file, &from, &to)
+            }
+            Check::Fetch { url } => {
+                let url = self.fill(url.get_ref(), seen);
+                self.runtime.block_on(async {
+                    let client = access::client(&state, &running, access::QUICK).await?;
+                    Ok::<_, Failure>(live::fetch(&client, &url).await)
+                })?
+            }
             Check::Measuring { file } => live::measuring(&self.directory, file, under_way().as_deref()),
             Check::Measured { file, lost } => {
                 live::measured(&self.directory, file, *lost, under_way().as_deref())

@@ -118,6 +118,9 @@ fn step(finder: &mut Finder<'_>, step: &Step, settings: &[&str]) {
     for text in texts {
         prose(finder, text, &grounds);
     }
+    for text in step.checks.iter().flat_map(Check::with_facts) {
+        known_facts(finder, text);
+    }
     for check in &step.checks {
         if let Check::Answer { question, is } = check {
             prose(finder, question, &grounds);
@@ -125,7 +128,6 @@ fn step(finder: &mut Finder<'_>, step: &Step, settings: &[&str]) {
                 let message = "an answer is measured; write a fact, for example is = \"{node.k8s-w1.ip}\"";
                 finder.add(is.span().start, message.into());
             }
-            known_facts(finder, is);
         }
     }
 }

@@ -7,8 +7,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use podwire_conformance::check as capture;
 use podwire_conformance::check::{Context, Expectation, Verdict};
+use podwire_conformance::dissect::{Net, dissect};
+use podwire_conformance::read::{CaptureFile, ReadError};
 
-use super::{Check, Lost, Outcome};
+use super::{Lost, Outcome};
 use crate::access;
 use crate::measure::journal::Journal;
 use crate::measure::summary::Summary;
@@ -127,6 +129,53 @@ pub fn capture_file(directory: &Path, file: &str, context: &Context) -> Outcome 
     }
 }
 
+/// Judges whether a capture file has a packet from one address to another.
+pub fn captured(directory: &Path, file: &str, from: &str, to: &str) -> Outcome {
+    let path = directory.join(file);
+    let name = ("file", file.to_owned());
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    match packets(&path, from, to) {
+        Err(error) => Outcome::new(false, "bad-capture", [name, ("why", error.to_string())]),
+        Ok(count) => {
+            let key = if count > 0 { "captured" } else { "not-captured" };
+            let args = [name, ("count", count.to_string()), ("from", from.to_owned()), ("to", to.to_owned())];
+            Outcome::new(count > 0, key, args)
+        }
+    }
+}
+
+/// How many IPv4 packets of a file go from one address to another.
+fn packets(path: &Path, from: &str, to: &str) -> Result<u64, ReadError> {
+    let file = CaptureFile::open(path)?;
+    let mut reader = file.reader()?;
+    let mut count = 0;
+    while let Some(packet) = reader.next_packet()? {
+        if let Net::Ipv4(ip) = dissect(packet.link, packet.data).net
+            && ip.source.to_string() == from
+            && ip.destination.to_string() == to
+        {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Fetches a page from curl-pod.
+pub async fn fetch(client: &Client, url: &str) -> Outcome {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let curl = ["curl", "-sS", "--fail", "--max-time", "2", "-o", "/dev/null", url];
+    let url = ("url", url.to_owned());
+    match access::exec_in_pod(&pods, CALLER, &curl, PATIENCE).await {
+        Ok(_) => Outcome::new(true, "fetched", [url]),
+        Err(why) => {
+            let why = why.lines().last().unwrap_or_default().to_owned();
+            Outcome::new(false, "not-fetched", [url, ("why", why)])
+        }
+    }
+}
+
 /// Judges a measurement; `under_way` is the journal that is being written now.
 pub fn measured(directory: &Path, file: &str, lost: Lost, under_way: Option<&Path>) -> Outcome {
     let path = directory.join(format!("{file}.jsonl"));
@@ -186,19 +235,6 @@ fn same_answer(given: &str, right: &str) -> bool {
     !given.is_empty() && given == right
 }
 
-/// True for checks of this module.
-pub fn is_live(check: &Check) -> bool {
-    matches!(
-        check,
-        Check::Answer { .. }
-            | Check::Reach {}
-            | Check::Capture { .. }
-            | Check::Measuring { .. }
-            | Check::Measured { .. }
-            | Check::Picture { .. }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +292,8 @@ mod tests {
         std::fs::write(path.join("c.pcapng"), "no capture").unwrap();
         assert!(!picture(path, "p.svg").held && !measured(path, "m", Lost::None, None).held);
         assert!(!capture_file(path, "c.pcapng", &Context::default()).held);
+        assert!(!captured(path, "c.pcapng", "10.0.0.1", "10.0.0.2").held);
+        assert!(!captured(path, "none.pcapng", "10.0.0.1", "10.0.0.2").held);
     }
 
     #[test]

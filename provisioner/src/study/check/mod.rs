@@ -91,6 +91,20 @@ pub enum Check {
         /// Its name.
         file: String,
     },
+    /// A capture in the study's directory has an IPv4 packet from one address to another.
+    Captured {
+        /// Its name.
+        file: String,
+        /// The source, as it is or made of facts.
+        from: Spanned<String>,
+        /// The destination.
+        to: Spanned<String>,
+    },
+    /// curl-pod gets an answer from a web server.
+    Fetch {
+        /// Where it is, as it is or made of facts.
+        url: Spanned<String>,
+    },
     /// `kubectl rollout restart` was typed for a workload of kube-system, and is through.
     Restarted {
         /// `deploy/NAME` or `ds/NAME`.
@@ -175,6 +189,8 @@ impl Check {
             Self::NoRoutes { .. } => "no-routes",
             Self::Reach {} => "reach",
             Self::Capture { .. } => "capture",
+            Self::Captured { .. } => "captured",
+            Self::Fetch { .. } => "fetch",
             Self::Restarted { .. } => "restarted",
             Self::Complaint { .. } => "complaint",
             Self::NoComplaint {} => "no-complaint",
@@ -184,23 +200,32 @@ impl Check {
         }
     }
 
+    /// Its settings that may be made of facts.
+    pub fn with_facts(&self) -> Vec<&Spanned<String>> {
+        match self {
+            Self::Answer { is, .. } => vec![is],
+            Self::Captured { from, to, .. } => vec![from, to],
+            Self::Fetch { url } => vec![url],
+            _ => Vec::new(),
+        }
+    }
+
+    fn facts(&self) -> impl Iterator<Item = Fact> {
+        self.with_facts().into_iter().flat_map(|text| fact::of(text.get_ref()))
+    }
+
     /// What has to be looked at.
     pub fn needs(&self) -> Needs {
         match self {
-            Self::Answer { is, .. } => fact::of(is.get_ref()).fold(Needs::default(), |n, f| n | f.needs()),
             Self::AgentsRun { .. } => Needs { agents: true, ..Needs::default() },
             Self::Routes { .. } | Self::NoRoutes { .. } => Needs { routes: true, ..Needs::default() },
-            _ => Needs::default(),
+            _ => self.facts().fold(Needs::default(), |needs, fact| needs | fact.needs()),
         }
     }
 
     /// True if pods have to be called.
     pub fn needs_calls(&self) -> bool {
-        match self {
-            Self::Reach {} => true,
-            Self::Answer { is, .. } => fact::of(is.get_ref()).any(|f: Fact| f.needs_calls()),
-            _ => false,
-        }
+        matches!(self, Self::Reach {}) || self.facts().any(|fact| fact.needs_calls())
     }
 
     /// What the lab's state alone answers; none for checks that have to look further.

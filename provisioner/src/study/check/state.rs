@@ -39,6 +39,8 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
         Check::Answer { .. }
         | Check::Reach {}
         | Check::Capture { .. }
+        | Check::Captured { .. }
+        | Check::Fetch { .. }
         | Check::Measuring { .. }
         | Check::Measured { .. }
         | Check::Picture { .. } => return None,
