@@ -7,21 +7,29 @@ use ipnet::Ipv4Net;
 
 /// What the network is expected to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Expectation {
     /// Native routing: packets between pods cross the wire as they are, with the pods' addresses.
     Native,
+    /// No packet passes the same place twice.
+    NoLoop,
 }
 
 impl Expectation {
     /// Every expectation, in the order of documentation.
-    pub const ALL: [Self; 1] = [Self::Native];
+    pub const ALL: [Self; 2] = [Self::Native, Self::NoLoop];
+
+    /// True if nothing can be said without knowing the pods' networks.
+    pub fn needs_pods(self) -> bool {
+        self != Self::NoLoop
+    }
 
     /// The word for it on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::NoLoop => "no-loop",
         }
     }
 }
@@ -34,7 +42,7 @@ impl fmt::Display for Expectation {
 
 /// An unknown expectation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an expectation; there is: native")]
+#[error("{0:?} is not an expectation; there are: native, no-loop")]
 pub struct ExpectationError(String);
 
 impl FromStr for Expectation {

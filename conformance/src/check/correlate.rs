@@ -117,7 +117,7 @@ fn replaced(
 }
 
 /// Calls `visit` with every packet until it answers false.
-fn each_packet(
+pub(super) fn each_packet(
     files: &[CaptureFile],
     mut visit: impl FnMut(PacketRef, &crate::read::Packet<'_>) -> bool,
 ) -> Result<(), CheckError> {

@@ -44,7 +44,9 @@ mod context;
 mod conversation;
 mod correlate;
 mod evidence;
+mod losses;
 mod native;
+mod no_loop;
 mod result;
 mod scan;
 
@@ -100,6 +102,7 @@ pub fn run(files: &[PathBuf], expectation: Expectation, context: &Context) -> Re
     let scan = scan::scan(&opened, context)?;
     let outcome = match expectation {
         Expectation::Native => native::judge(&scan, &opened, context)?,
+        Expectation::NoLoop => no_loop::judge(&scan, &opened, context)?,
     };
     Ok(result::assemble(expectation, context, scan, outcome, started.elapsed()))
 }

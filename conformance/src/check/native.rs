@@ -3,6 +3,7 @@
 use super::conversation::{Conversation, End, Key};
 use super::correlate::{Replaced, correlate, resolve};
 use super::evidence::Evidence;
+use super::losses::{capture_complete, losses};
 use super::result::{CheckResult, Count, Message, Verdict};
 use super::scan::{Found, PacketRef, Scan};
 use super::{CheckError, Context, FlowHint};
@@ -23,7 +24,7 @@ pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Re
     let judge = Judge { scan, files, context, replaced };
     let checks = vec![
         judge.saw_pod_traffic(),
-        judge.capture_complete(),
+        capture_complete(scan, context),
         judge.real_source_ip()?,
         judge.no_encapsulation(),
         judge.no_node_address()?,
@@ -101,39 +102,9 @@ impl Judge<'_> {
         self.scan.on_wire.count + self.scan.encapsulated.count
     }
 
-    /// What makes the capture incomplete; empty if it is whole.
-    fn losses(&self) -> Vec<Message> {
-        let mut losses = Vec::new();
-        for file in &self.scan.files {
-            for interface in file
-                .interfaces
-                .iter()
-                .filter(|interface| interface.dropped.is_some_and(|dropped| dropped > 0))
-            {
-                let dropped = interface.dropped.unwrap_or(0);
-                losses.push(
-                    Message::new("loss-dropped")
-                        .with("count", dropped)
-                        .with("interface", &interface.name)
-                        .with("file", &file.path),
-                );
-            }
-            if let Some(offset) = file.truncated_at {
-                losses.push(Message::new("loss-truncated").with("file", &file.path).with("offset", offset));
-            }
-        }
-        if self.scan.unread.count > 0 {
-            losses.push(Message::new("loss-unread").with("count", self.scan.unread.count));
-        }
-        if self.scan.conversations.overflow {
-            losses.push(Message::new("loss-overflow"));
-        }
-        losses
-    }
-
     /// `Held` if the positive control and the capture allow a negative answer, else `Inconclusive` with the reasons.
     fn negative(&self, held: Message) -> (Verdict, Vec<Message>) {
-        let losses = self.losses();
+        let losses = losses(self.scan);
         if self.pod_packets() == 0 {
             return (Verdict::Inconclusive, vec![Message::new("why-no-positive-control")]);
         }
@@ -162,7 +133,7 @@ impl Judge<'_> {
             } else {
                 Message::new("why-no-pod-traffic").with("cidrs", join(&self.context.all_pod_cidrs()))
             });
-            let losses = self.losses();
+            let losses = losses(self.scan);
             let whole = losses.is_empty();
             explanation.extend(losses);
             if whole { Verdict::Failed } else { Verdict::Inconclusive }
@@ -188,31 +159,6 @@ impl Judge<'_> {
             count("n-encapsulated", self.scan.encapsulated.count),
         ];
         self.result(0, verdict, explanation, counts, self.scan.on_wire.evidence.clone())
-    }
-
-    fn capture_complete(&self) -> CheckResult {
-        let losses = self.losses();
-        let mut explanation = losses.clone();
-        let verdict = if losses.is_empty() { Verdict::Held } else { Verdict::Inconclusive };
-        if losses.is_empty() {
-            let counted = self
-                .scan
-                .files
-                .iter()
-                .flat_map(|file| &file.interfaces)
-                .all(|interface| interface.dropped.is_some());
-            explanation.push(Message::new(if counted { "why-complete" } else { "why-complete-uncounted" }));
-        }
-        if self.scan.shortened > 0 {
-            explanation.push(Message::new("why-shortened").with("count", self.scan.shortened));
-        }
-        let counts = vec![
-            count("n-packets", self.scan.packets),
-            count("n-dropped", self.scan.dropped()),
-            count("n-unread", self.scan.unread.count),
-            count("n-shortened", self.scan.shortened),
-        ];
-        self.result(1, verdict, explanation, counts, self.scan.unread.evidence.clone())
     }
 
     fn real_source_ip(&self) -> Result<CheckResult, CheckError> {

@@ -130,7 +130,11 @@ const TABLE: &[Entry] = &[
     ("q-real-source-ip", "Does every packet between pods carry the pods' own addresses?", "파드 간 패킷이 모두 실제 파드 주소를 가지고 있습니까?"),
     ("q-no-encapsulation", "Do pods' packets cross the wire without encapsulation?", "파드 패킷이 캡슐화 없이 와이어를 지납니까?"),
     ("q-no-node-address", "Is no node's address in a pod's place?", "파드 주소 자리에 노드 주소가 쓰이지 않았습니까?"),
+    ("q-saw-packets", "Did the capture see packets?", "캡처에 패킷이 있습니까?"),
+    ("q-no-loop", "Does every packet pass each place once?", "모든 패킷이 각 지점을 한 번씩만 지납니까?"),
     // counts
+    ("n-ipv4", "IPv4 packets", "IPv4 패킷"),
+    ("n-loops", "packets that came round again", "되돌아온 패킷"),
     ("n-packets", "packets in the captures", "캡처의 전체 패킷"),
     ("n-between-pods-wire", "packets between pods on a wire", "와이어의 파드 간 패킷"),
     ("n-between-pods-all", "packets between pods at any tap", "모든 탭의 파드 간 패킷"),
@@ -174,6 +178,11 @@ const TABLE: &[Entry] = &[
     ("why-not-asked", "Conversations between nodes and pods that belong to no named flow: {count}. They were not judged.", "지정한 흐름에 속하지 않는 노드와 파드 사이의 대화: {count}개. 판정하지 않았습니다."),
     ("why-undecided", "Conversations that a node opened towards a pod: {count}. They may be the node's own (a probe, the API server) or a pod's behind masquerading; this capture cannot tell. Tap the pods' interfaces of that node as well, or name the flows that you sent with --flow SRC,DST:PORT.", "노드가 파드로 먼저 연 대화가 {count}개 있습니다. 노드 자신의 것(프로브, API 서버)일 수도, 마스커레이드에 가려진 파드의 것일 수도 있어 이 캡처로는 구분할 수 없습니다. 그 노드의 파드 인터페이스도 함께 탭하거나, 보낸 흐름을 --flow SRC,DST:PORT로 지정하십시오."),
     ("why-undecided-nodes", "Conversations that an address outside the pod networks opened towards a pod: {count}. Name the nodes with --node NAME=IP, so that nodes can be told from others.", "파드 네트워크 밖의 주소가 파드로 먼저 연 대화가 {count}개 있습니다. 노드를 구분할 수 있도록 --node NAME=IP로 지정하십시오."),
+    ("why-saw-packets", "IPv4 packets seen: {count}.", "IPv4 패킷 {count}개를 확인했습니다."),
+    ("why-no-packets", "No IPv4 packet is in the capture, so that none of them loops proves nothing. Send traffic while capturing.", "캡처에 IPv4 패킷이 없으므로, 루프가 보이지 않는다는 사실은 아무것도 증명하지 못합니다. 캡처하는 동안 트래픽을 보내십시오."),
+    ("why-no-loop", "None of the {count} packets came to a tap again with a lower TTL.", "패킷 {count}개 가운데 더 낮은 TTL로 같은 탭에 되돌아온 것은 없습니다."),
+    ("why-loops", "Packets that came to the same tap again with a lower TTL: {count}. Routers send them in a circle: two routing tables point at each other.", "패킷 {count}개가 더 낮은 TTL로 같은 탭에 되돌아왔습니다. 라우터들이 패킷을 원을 그리며 돌리고 있습니다. 두 라우팅 테이블이 서로를 가리키는 경우입니다."),
+    ("why-loop-example", "{source} → {destination} was seen with TTL {ttls}.", "{source} → {destination} 패킷이 TTL {ttls}(으)로 거듭 보였습니다."),
     // facts
     ("fact-ttl", "Time to live of pods' packets on the wire: {least} to {most}.", "와이어에서 본 파드 패킷의 TTL: {least}~{most}."),
     ("fact-many-pairs", "More than {count} pairs of pods talk; flows are listed for the first ones only.", "파드 쌍이 {count}개를 넘어 처음 것들만 흐름에 실었습니다."),
@@ -187,5 +196,6 @@ const TABLE: &[Entry] = &[
     ("note-replaced", "{other} in the place of {pod}", "{pod} 대신 {other}"),
     ("note-original", "the same packet, with {pod}", "같은 패킷, {pod}의 주소 그대로"),
     ("note-node-in-place", "a node where the named flow's pod belongs", "지정한 흐름의 파드 자리에 노드"),
+    ("note-ttl", "the same packet, TTL {ttl}", "같은 패킷, TTL {ttl}"),
     ("note-undecided", "opened by a node: its own, or a pod's in disguise", "노드가 연 대화: 노드 자신의 것인지 가려진 파드의 것인지 불명"),
 ];
