@@ -11,7 +11,7 @@ use podwire_agent::datapath::AttachMode;
 use crate::{
     net::{Setup, TCX, inside, isolated, run_in, sh},
     outside::{COMPANY, PODS, ROUTER, ROUTER_IP, Tcp, ask, assert_no_drops, cluster, ip, udp},
-    tap::Tap,
+    tap::{Tap, checksum, udp_frame},
 };
 
 fn setups() -> impl Iterator<Item = Setup> {
@@ -99,9 +99,12 @@ fn answers_to_questions_from_outside_keep_the_pods_address() {
             assert_eq!(ip(tcp.seen), COMPANY);
             tcp.assert_alive(100_000);
             let (client, server) = (udp(ROUTER, COMPANY, 0), udp(&a.netns, a.ip, 0));
-            ask(&client, &server, 100);
-            let output = run_in(ROUTER, &format!("ping -n -c 2 -i 0.1 -W 5 -I {COMPANY} {}", a.ip));
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            for size in [100, 9000] {
+                ask(&client, &server, size);
+                let ping = format!("ping -n -c 2 -i 0.1 -W 5 -s {size} -I {COMPANY} {}", a.ip);
+                let output = run_in(ROUTER, &ping);
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            }
             // The pod's own questions to the same server are masqueraded all the same.
             assert_eq!(ip(Tcp::open(&a.netns, (a.ip, 0), ROUTER, COMPANY).seen), one.ip());
             a.assert_reaches(COMPANY);
@@ -172,6 +175,27 @@ fn the_nodes_servers_keep_their_ports() {
         let (client, server) = (udp(&a.netns, a.ip, 6443), udp(ROUTER, COMPANY, 0));
         assert!(ask(&client, &server, 100).port() >= 32_768);
         assert_no_drops(one);
+    });
+}
+
+/// An answer to nothing does not leave with the pod's address.
+#[test]
+fn what_answers_nothing_is_dropped() {
+    isolated(|| {
+        let cluster = cluster(TCX, &[PODS]);
+        let one = &cluster.nodes[0];
+        let a = one.pod(10);
+        let mut events = one.events();
+        let mut frame = udp_frame(a.endpoint.node_mac, a.endpoint.pod_mac, a.ip, COMPANY, 64);
+        // An echo reply: protocol, checksum, then type 0 with its own checksum.
+        frame[23] = 1;
+        frame[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame[34..46].copy_from_slice(&[0, 0, 0xff, 0xfd, 0, 1, 0, 1, 0, 0, 0, 0]);
+        Tap::open(&a.netns, "eth0").send(&frame);
+        let event = events.wait_for_drop(DropReason::UnknownConnection, a.ip);
+        assert_eq!(event.point, Point::ToNetwork);
     });
 }
 

@@ -154,9 +154,9 @@ fn path_mtu_discovery_works_through_masquerade() {
             "-n router addr add 10.10.9.1/24 dev far",
             "-n router link set far mtu 1300 up",
             "-n far addr add 10.10.9.2/24 dev eth0",
-            // The server's own end is wide: it would tell a small segment size at once otherwise.
+            // The server itself sends small segments, but says that it takes large ones: the pod has to find out.
             "-n far link set eth0 up",
-            "-n far route add default via 10.10.9.1",
+            "-n far route add default via 10.10.9.1 mtu 1300 advmss 1460",
         ] {
             sh(&format!("ip {command}"));
         }

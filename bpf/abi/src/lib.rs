@@ -299,7 +299,7 @@ pub enum DropReason {
     StaleOrUnroutable = 7,
     /// The frame could not be written.
     WriteError = 8,
-    /// No port is free, the device has no address, or nothing is known of the connection.
+    /// No port is free, or the device has no address.
     NatNoMapping = 9,
     /// A protocol without ports or identifiers, which cannot be masqueraded.
     NatUnsupportedProtocol = 10,
@@ -307,10 +307,12 @@ pub enum DropReason {
     ConnectionInsertFailed = 11,
     /// A piece of a packet whose first piece, the one with the ports, was not seen.
     FragmentNotFound = 12,
+    /// A RST, an echo reply or an ICMP error that belongs to no connection that is known.
+    UnknownConnection = 13,
 }
 
 /// Number of [`DropReason`]s.
-pub const DROP_REASONS: u32 = 13;
+pub const DROP_REASONS: u32 = 14;
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
@@ -328,6 +330,7 @@ impl DropReason {
         Self::NatUnsupportedProtocol,
         Self::ConnectionInsertFailed,
         Self::FragmentNotFound,
+        Self::UnknownConnection,
     ];
 
     /// The field's words for it.
@@ -346,6 +349,7 @@ impl DropReason {
             Self::NatUnsupportedProtocol => "Unsupported protocol for NAT masquerade",
             Self::ConnectionInsertFailed => "CT: Map insertion failed",
             Self::FragmentNotFound => "First logical datagram fragment not found",
+            Self::UnknownConnection => "Unknown connection tracking state",
         }
     }
 }
@@ -440,7 +444,7 @@ mod tests {
         }
         assert!(Point::try_from(POINTS as u8).is_err());
         assert!(DropReason::try_from(DROP_REASONS as u8).is_err());
-        assert_eq!(metric_index(Point::FromHost, DropReason::FragmentNotFound), METRIC_SLOTS - 1);
+        assert_eq!(metric_index(Point::FromHost, DropReason::UnknownConnection), METRIC_SLOTS - 1);
     }
 
     #[test]

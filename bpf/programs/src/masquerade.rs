@@ -85,7 +85,7 @@ fn leaving_flow(skb: *mut __sk_buff, ip: &Ipv4, flow: &Flow, from_pod: bool) -> 
         return Ok(());
     };
     if !flow.may_open {
-        return Err(DropReason::NatNoMapping);
+        return Err(DropReason::UnknownConnection);
     }
     match connection::open(skb, &flow.key, addr) {
         0 => {}
@@ -116,10 +116,10 @@ fn is_a_pods(key: &ConnectionKey) -> bool {
 #[inline(always)]
 fn translate_out(skb: *mut __sk_buff, ip: &Ipv4, flow: &Flow, new: Mapping) -> Result<(), DropReason> {
     let old = (flow.key.local, flow.key.local_port);
+    transport::remember_fragment(ip, flow);
     if new == old {
         return Ok(());
     }
-    transport::remember_fragment(ip, flow);
     write(skb, flow, &Change { end: End::Source, old, new })?;
     mark_done(skb);
     Ok(())
@@ -155,7 +155,11 @@ fn leaving_error(skb: *mut __sk_buff, ip: &Ipv4, icmp: u32, from_pod: bool) -> R
         Some((quoted, (entry.addr, entry.port)))
     });
     let Some((quoted, new)) = found else {
-        return if !from_pod || keeps_pod_address(ip.dst) { Ok(()) } else { Err(DropReason::NatNoMapping) };
+        return if !from_pod || keeps_pod_address(ip.dst) {
+            Ok(())
+        } else {
+            Err(DropReason::UnknownConnection)
+        };
     };
     let old = (quoted.key.local, quoted.key.local_port);
     if new == old {
