@@ -126,7 +126,8 @@ fn the_migration_as_the_course_does_it() {
             "10.244.8.0/21 overlaps 10.244.0.0/16",
         ),
     ] {
-        let refused = run(&mut upgrade(&lab, &[set]));
+        let native = "ipv4NativeRoutingCIDR={172.20.0.0/16,172.30.0.0/16,10.244.0.0/16}";
+        let refused = run(&mut upgrade(&lab, &[set, native]));
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(2), "{said}");
         assert!(said.contains(cause), "{said}");

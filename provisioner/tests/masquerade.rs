@@ -213,9 +213,29 @@ fn listed_networks_see_the_pod_once_the_router_knows_the_way_back() {
 fn a_native_cidr_that_was_left_behind_masquerades_pods_to_each_other() {
     let lab = Lab::up("native-routing", &[]);
     assert_eq!(remote_addr(&lab), address(&lab));
-    upgrade(&lab, &["ipv4NativeRoutingCIDR=172.20.0.0/16"]);
+    // `lab upgrade` refuses it. Who writes the ConfigMap by hand is not refused.
+    let mut command = Command::new(bin("lab"));
+    let refused = run(command.args(["upgrade", &lab.name, "--set", "ipv4NativeRoutingCIDR=172.20.0.0/16"]));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("it misses 10.244.0.0/16"), "{said}");
+    let native = |cidr: &str| {
+        let patch = format!(r#"{{"data":{{"ipv4-native-routing-cidr":"{cidr}"}}}}"#);
+        ok(&mut lab.kubectl(&[
+            "-n",
+            "kube-system",
+            "patch",
+            "cm",
+            "podwire-config",
+            "--type=merge",
+            "-p",
+            &patch,
+        ]));
+        restart_agents(&lab);
+    };
+    native("172.20.0.0/16");
     assert_eq!(remote_addr(&lab), "192.168.10.100");
-    upgrade(&lab, &["ipv4NativeRoutingCIDR=10.244.0.0/16"]);
+    native("10.244.0.0/16");
     assert_eq!(remote_addr(&lab), address(&lab));
     upgrade(&lab, &["enableIPv4Masquerade=false"]);
     let status = status(&lab, "k8s-ctr");

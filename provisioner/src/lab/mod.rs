@@ -13,7 +13,7 @@ mod words;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use podwire_api::values::{IpamMode, Values, ValuesError};
+use podwire_api::values::{IpamMode, RoutingMode, Values, ValuesError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -226,7 +226,8 @@ impl Lab {
 
     /// The agent's values, typed. `deployed` fills in what only the deployment knows (the API server's address).
     ///
-    /// A pool that the controller manager gives out of too is refused: one CIDR could be given to two nodes.
+    /// A pool that the controller manager gives out of too is refused: one CIDR could be given to two nodes. So is a native
+    /// CIDR that misses the pods: it would masquerade them to each other.
     pub fn typed_values(&self) -> Result<Values, ValuesError> {
         let mut values = Values::from_value(Value::Object(self.values.clone()))?;
         let cluster = self.kubernetes.pod_cidr;
@@ -240,6 +241,21 @@ impl Lab {
                     "{pool} overlaps {cluster}, out of which the controller manager gives CIDRs too"
                 ),
                 mend: "choose a pool apart from kubernetes.podCIDR".into(),
+            });
+        }
+        let pods = match values.ipam.mode {
+            IpamMode::Kubernetes => std::slice::from_ref(&cluster),
+            IpamMode::ClusterPool => &values.ipam.operator.pod_cidr_list,
+        };
+        let is_native = |pod: &Ipv4Net| values.ipv4_native_routing_cidr.iter().any(|n| n.contains(pod));
+        if values.routing_mode == RoutingMode::Native
+            && values.enable_ipv4_masquerade
+            && let Some(missed) = pods.iter().find(|pod| !is_native(pod))
+        {
+            return Err(ValuesError::Invalid {
+                key: "ipv4NativeRoutingCIDR",
+                cause: format!("it misses {missed}: pods of different nodes would see each other's nodes"),
+                mend: format!("let it hold the pods' networks, for example ipv4NativeRoutingCIDR={missed}"),
             });
         }
         if let Some(ip) = self.control_plane().and_then(Node::internal_ip) {
