@@ -14,3 +14,4 @@ pub mod progress;
 pub mod record;
 pub mod state;
 pub mod study;
+pub mod vagrant;

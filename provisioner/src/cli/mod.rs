@@ -8,6 +8,7 @@ mod doctor;
 mod exec;
 mod lifecycle;
 mod measure;
+mod render;
 mod study;
 
 pub(crate) use measure::under_way as measurement_under_way;
@@ -59,6 +60,8 @@ enum Cmd {
     Study(study::Study),
     /// Call a Service's pods again and again, and count what is lost
     Measure(measure::Measure),
+    /// The Vagrantfile of a lab, on standard output
+    Render(render::Render),
     /// The process behind `lab kubeconfig`
     #[command(hide = true)]
     Forward(cluster::Forward),
@@ -162,6 +165,7 @@ pub fn run() -> ExitCode {
         Cmd::Conformance(conformance) => conformance.run(),
         Cmd::Study(study) => study.run(),
         Cmd::Measure(measure) => measure.run(),
+        Cmd::Render(render) => render.run(),
         Cmd::Forward(forward) => forward.run(),
         Cmd::Exec(exec) => exec.run(),
         Cmd::Shell(shell) => shell.run(),
