@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use podwire_abi::connection::MAX_CONNECTIONS;
@@ -124,24 +124,33 @@ impl Controller {
         };
         let mut memory = Memory { drops: self.drops().unwrap_or_default(), ..Memory::default() };
         let mut controller = self;
-        let mut collect = true;
+        let mut last_collection: Option<Instant> = None;
         loop {
+            let pause = if !memory.done || memory.collected.kept > MAX_CONNECTIONS as usize / 2 {
+                COLLECT_OFTEN
+            } else {
+                COLLECT_EVERY
+            };
+            // Changes of the node, however many, do not put it off.
+            let collect = last_collection.is_none_or(|last| last.elapsed() >= pause);
             let joined = tokio::task::spawn_blocking(move || {
                 let addresses_changed = controller.look(&mut memory);
-                if collect || addresses_changed {
+                let collect = collect || addresses_changed;
+                if collect {
                     controller.collect(&mut memory);
                 }
                 controller.report(&memory);
-                (controller, memory)
+                (controller, memory, collect)
             });
             // The blocking part panics only by a bug; the part then shows its last state and the runtime logs the panic.
             let Ok(back) = joined.await else { return };
-            (controller, memory) = back;
-            let often = !memory.done || memory.collected.kept > MAX_CONNECTIONS as usize / 2;
-            let pause = if often { COLLECT_OFTEN } else { COLLECT_EVERY };
+            let collected;
+            (controller, memory, collected) = back;
+            if collected {
+                last_collection = Some(Instant::now());
+            }
             tokio::select! {
                 event = monitor.changed() => {
-                    collect = false;
                     if let Err(cause) = event {
                         tracing::error!("{PART}: netlink monitor: {cause}");
                         tokio::time::sleep(COLLECT_OFTEN).await;
@@ -150,7 +159,7 @@ impl Controller {
                     tokio::time::sleep(SETTLE).await;
                     while monitor.changed().now_or_never().is_some_and(|event| event.is_ok()) {}
                 }
-                () = tokio::time::sleep(pause) => collect = true,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

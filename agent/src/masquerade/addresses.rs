@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use podwire_abi::connection::MAX_MASQUERADE_ADDRESSES;
 use podwire_api::names::{ENDPOINT_DEVICE_PREFIX, HOST_DEVICE, HOST_DEVICE_PEER};
 
 use crate::datapath::MasqueradeAddresses;
@@ -17,6 +18,9 @@ use crate::netlink::route::KernelRoute;
 /// runtimes, hypervisors and other plugins make for their own guests.
 const NOT_OUTSIDE: [&str; 8] =
     [ENDPOINT_DEVICE_PREFIX, HOST_DEVICE, HOST_DEVICE_PEER, "docker", "br-", "cni", "virbr", "veth"];
+
+/// How many routes of a device are told apart. The map has room for four such devices.
+const MAX_ROUTES: usize = MAX_MASQUERADE_ADDRESSES as usize / 4;
 
 /// What there is on the node.
 #[derive(Clone, Debug)]
@@ -95,7 +99,15 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             by_route.insert((link.index, route.dst.trunc()), address);
         }
         // Where all routes agree there is nothing to tell apart.
-        if by_route.values().any(|address| *address != usual) {
+        let differ = by_route.values().any(|address| *address != usual);
+        if differ && by_route.len() > MAX_ROUTES {
+            plan.errors.push(format!(
+                "device {:?} has {} routes, more than the {MAX_ROUTES} that can each have an address for pods: all have {usual}; \
+                 aggregate routes, or give them no preferred source",
+                link.name,
+                by_route.len()
+            ));
+        } else if differ {
             plan.addresses.extend(by_route);
         }
         plan.addresses.entry((link.index, Ipv4Net::default())).or_insert(usual);
@@ -240,6 +252,20 @@ mod tests {
         assert_eq!(at("198.51.100.0/24"), ip("172.30.0.5"));
         assert_eq!(at("203.0.113.0/24"), ip("192.168.10.222"));
         assert_eq!(plan.addresses.len(), 7, "eth0 has one for all: {:?}", plan.addresses);
+    }
+
+    #[test]
+    fn too_many_routes_are_told_and_have_one_address() {
+        let mut node = node();
+        node.addresses.push((3, net("172.30.0.5/24")));
+        let far = |i: usize| format!("100.{}.{}.0/24", i / 256, i % 256);
+        node.routes.extend((0..MAX_ROUTES).map(|i| route(&far(i), 3, Some("192.168.10.200"))));
+        let plan_one = planned(&node, &[]);
+        assert_eq!((plan_one.addresses.len(), plan_one.errors.len()), (2, 0), "all of them agree");
+        node.routes.push(route("172.30.0.0/24", 3, None));
+        let plan = planned(&node, &[]);
+        assert!(plan.errors[0].contains("\"eth1\" has 4099 routes"), "{:?}", plan.errors);
+        assert_eq!(plan.addresses, plan_one.addresses);
     }
 
     #[test]
