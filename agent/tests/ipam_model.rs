@@ -301,8 +301,8 @@ impl World {
                 self.api.values.ipam.migration = *migration;
             }
             Event::ApiRestart(made) => {
-                for op in 0..2 {
-                    if made[op] {
+                for (op, made) in made.iter().enumerate() {
+                    if *made {
                         self.step(op);
                     }
                     // A write that has failed ends the plan, and what it was built on is read anew.
