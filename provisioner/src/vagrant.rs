@@ -95,7 +95,7 @@ fn quoted(thing: &str, text: &str) -> Result<String, Failure> {
 
 /// Refuses what no name, version or address has, and what could end a line, a string or a file for Ruby.
 fn plain<'a>(thing: &str, text: &'a str) -> Result<&'a str, Failure> {
-    let bad = text.chars().find(|c| !(c.is_ascii_graphic() && !"'\"`\\#{}$;|&<>".contains(*c)));
+    let bad = text.chars().find(|c| !c.is_ascii_graphic() || "'\"`\\#{}$;|&<>".contains(*c));
     if let Some(bad) = bad {
         let mend = "use letters, digits and the signs of names and versions: . - _ / + : @ ~";
         return Err(Failure::new(format!("{thing} {text:?}"), format!("{bad:?} has no place in it"), mend));
