@@ -78,7 +78,7 @@ const TABLE: &[Entry] = &[
     ("all-answer", "all {count} web servers answer, and see curl-pod's own address", "웹 서버 {count}개가 모두 응답하고, curl-pod 자신의 주소를 출발지로 봄"),
     ("no-file", "there is no {file} yet", "{file} 파일이 아직 없음"),
     ("bad-capture", "{file} cannot be read: {why}", "{file}을(를) 읽을 수 없음: {why}"),
-    ("native", "{file} proves it: pod to pod on the wire, nothing translated, nothing encapsulated", "{file}로 증명됨: 와이어 위에서도 파드 주소 그대로이며, 변환도 캡슐화도 없음"),
+    ("native", "{file} proves it: pod to pod on the wire, nothing translated, nothing encapsulated", "{file}로 증명됨: 와이어에서도 파드 주소 그대로이며, 변환도 캡슐화도 없음"),
     ("not-native", "{file} does not prove it ({why}); see: lab check {file}", "{file}만으로는 증명되지 않음({why}); 확인: lab check {file}"),
     ("captured", "{file} has {count} packet(s) from {from} to {to}", "{file}에 {from}에서 {to}(으)로 가는 패킷이 {count}개 있음"),
     ("not-captured", "{file} has no packet from {from} to {to}", "{file}에 {from}에서 {to}(으)로 가는 패킷이 없음"),
