@@ -12,6 +12,7 @@ pub mod node;
 pub mod plan;
 pub mod progress;
 pub mod record;
+pub mod routes;
 pub mod state;
 pub mod study;
 pub mod vagrant;

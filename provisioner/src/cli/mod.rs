@@ -9,6 +9,7 @@ mod exec;
 mod lifecycle;
 mod measure;
 mod render;
+mod routes;
 mod study;
 
 pub(crate) use measure::under_way as measurement_under_way;
@@ -60,6 +61,8 @@ enum Cmd {
     Study(study::Study),
     /// Call a Service's pods again and again, and count what is lost
     Measure(measure::Measure),
+    /// The routes to pods that a machine needs
+    Routes(routes::Routes),
     /// The Vagrantfile of a lab, on standard output
     Render(render::Render),
     /// The process behind `lab kubeconfig`
@@ -165,6 +168,7 @@ pub fn run() -> ExitCode {
         Cmd::Conformance(conformance) => conformance.run(),
         Cmd::Study(study) => study.run(),
         Cmd::Measure(measure) => measure.run(),
+        Cmd::Routes(routes) => routes.run(),
         Cmd::Render(render) => render.run(),
         Cmd::Forward(forward) => forward.run(),
         Cmd::Exec(exec) => exec.run(),

@@ -331,7 +331,13 @@ impl Validator<'_> {
                     node.interfaces.iter().map(|i| self.subnet_of(i)).collect();
                 let Some(own) = subnets.filter(|s| !s.is_empty()) else { continue };
                 let addresses = node.interfaces.iter().filter_map(|i| i.address.as_ref());
-                let is_own = addresses.map(|a| a.value).any(|a| a == via.value);
+                let networks = || node.networks.iter().map(|(_, net)| net.value);
+                let is_own = addresses
+                    .map(|a| a.value)
+                    .chain(networks().map(|net| net.addr()))
+                    .any(|a| a == via.value);
+                // A way into a network that nothing else is connected to: what goes there is gone.
+                let leads_nowhere = networks().any(|net| net.contains(&via.value));
                 if let Some(cidr) = own.iter().find(|n| **n == to.value) {
                     let message = format!(
                         "{thing}: the route to {} is that of its own subnet {}; remove it",
@@ -345,6 +351,8 @@ impl Validator<'_> {
                         via.value, to.value
                     );
                     self.report.add(via.line, message);
+                } else if leads_nowhere {
+                    // As its author wants it.
                 } else if !own.iter().any(|n| n.contains(&via.value)) {
                     let subnets: Vec<String> = own.iter().map(ToString::to_string).collect();
                     let message = format!(
