@@ -120,6 +120,16 @@ fn exceptions_from_masquerade() {
 }
 
 #[test]
+fn across_a_router() {
+    proven("4/cross-subnet");
+}
+
+#[test]
+fn a_loop() {
+    proven("4/loop");
+}
+
+#[test]
 fn every_exercise_has_its_test_here() {
     let list: Value = serde_json::from_str(&ok(&mut study("none", &["-o", "json"]))).unwrap();
     let this = include_str!("study.rs");

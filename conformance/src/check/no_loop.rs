@@ -5,8 +5,8 @@
 //! of the first; a packet that a router sends back out of the device it came in by goes the other way. Where a file does not say
 //! which way packets went, the third sighting with a falling TTL is the proof.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
 
@@ -34,6 +34,8 @@ type Key = (usize, usize, Option<Direction>, u64);
 struct Loop {
     source: Ipv4Addr,
     destination: Ipv4Addr,
+    /// The tap and the packet, whichever way it went.
+    packet: (usize, usize, u64),
     /// The file says which way the packets went.
     directed: bool,
     sightings: Vec<(PacketRef, u8)>,
@@ -93,11 +95,15 @@ fn find(files: &[CaptureFile]) -> Result<(u64, Vec<Loop>), CheckError> {
             index.insert(key, loops.len());
             let sightings = vec![(first, before), (place, ip.ttl)];
             let (source, destination, directed) = (ip.source, ip.destination, key.2.is_some());
-            loops.push(Loop { source, destination, directed, sightings });
+            let packet = (key.0, key.1, key.3);
+            loops.push(Loop { source, destination, packet, directed, sightings });
         }
         true
     })?;
     loops.retain(|found| found.sightings.len() >= if found.directed { 2 } else { 3 });
+    // On its way out of the device it came in by, a packet is seen twice in each round.
+    let mut told = HashSet::new();
+    loops.retain(|found| told.insert(found.packet));
     Ok((seen, loops))
 }
 

@@ -404,7 +404,7 @@ mod tests {
             Err(Ended::Wrong(message)) => message,
             _ => panic!("{what} was taken"),
         };
-        assert!(wrong("99").contains("there are: 3"), "{}", wrong("99"));
+        assert!(wrong("99").contains("there are: 3, 4"), "{}", wrong("99"));
         assert!(wrong("3/ipam-kubernets").contains("did you mean \"ipam-kubernetes\"?"));
         assert_eq!(choose(&course, Some("3/ipam-kubernetes")).ok().map(|c| c.len()), Some(1));
     }

@@ -247,6 +247,7 @@ impl Desk {
                 let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));
                 live::captured(&self.directory, file, &from, &to)
             }
+            Check::Loop { file, found } => live::loops(&self.directory, file, *found),
             Check::Fetch { url } => {
                 let url = self.fill(url.get_ref(), seen);
                 self.runtime.block_on(async {

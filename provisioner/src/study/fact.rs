@@ -33,6 +33,8 @@ pub enum Fact {
     PodDevice(String),
     /// `webpod.NODE.ip`: of the web server on a node.
     WebIp(String),
+    /// `way.MACHINE.NODE`: the device by which a machine sends to the web server on a node.
+    Way(String, String),
     /// `answering`: how many web servers answer curl-pod.
     Answering,
     /// `source`: the source address that the web server on another node sees of curl-pod.
@@ -76,6 +78,7 @@ impl Fact {
             ["pod", name, "ip"] => Self::PodIp(own(name)),
             ["pod", name, "device"] => Self::PodDevice(own(name)),
             ["webpod", node, "ip"] => Self::WebIp(own(node)),
+            ["way", machine, node] => Self::Way(own(machine), own(node)),
             ["ttl", node] => Self::Ttl(own(node)),
             ["measure", file, "lost"] => Self::Lost(own(file)),
             ["measure", file, "answered"] => Self::Answered(own(file)),
@@ -88,7 +91,7 @@ impl Fact {
     pub fn needs(&self) -> Needs {
         Needs {
             agents: matches!(self, Self::Agent(_)),
-            routes: matches!(self, Self::PodDevice(_)),
+            routes: matches!(self, Self::PodDevice(_) | Self::Way(..)),
             processes: matches!(self, Self::ClusterCidr),
         }
     }
@@ -128,6 +131,10 @@ impl Fact {
             Self::WebIp(node) => {
                 let web = seen.labelled("app=webpod").find(|p| p.node == *node)?;
                 web.ip.map(|ip| ip.to_string())
+            }
+            Self::Way(machine, node) => {
+                let web = seen.labelled("app=webpod").find(|p| p.node == *node)?;
+                seen.way(machine, web.ip?).map(str::to_owned)
             }
             Self::Answering => Some(known.reached?.iter().filter(|r| r.answered()).count().to_string()),
             Self::Source => known.reached?.iter().filter(|r| r.elsewhere).find_map(Reached::source),

@@ -57,7 +57,7 @@ pub struct Snapshot {
     pub workloads: BTreeMap<String, WorkloadSeen>,
     /// What each node's agent runs with; empty unless asked for.
     pub agents: BTreeMap<String, BTreeMap<String, String>>,
-    /// Each node's routes; empty unless asked for.
+    /// Each machine's routes, the routers' too; empty unless asked for.
     pub routes: BTreeMap<String, Vec<RouteSeen>>,
     /// The CIDR that the controller manager was started with; none unless asked for.
     pub cluster_cidr: Option<String>,
@@ -181,8 +181,10 @@ impl Snapshot {
             let output = access::output_on(state, running, node, words).ok()?;
             output.status.success().then_some(output.stdout)
         };
-        for node in running.lab.kubernetes_nodes().map(|n| n.name.as_str()) {
+        for machine in &running.lab.nodes {
+            let node = machine.name.as_str();
             if needs.agents
+                && machine.role.is_kubernetes()
                 && let Some(text) = said(node, &["podwire", "config", "view", "-o", "json"])
                 && let Ok(config) = serde_json::from_slice(&text)
             {
@@ -208,6 +210,17 @@ impl Snapshot {
         let (key, value) = label.split_once('=').unwrap_or((label, ""));
         let (key, value) = (key.to_owned(), value.to_owned());
         self.pods.iter().filter(move |p| !p.ending && p.labels.get(&key) == Some(&value))
+    }
+
+    /// The device by which a machine would send to an address: that of the longest prefix.
+    pub fn way(&self, machine: &str, to: Ipv4Addr) -> Option<&str> {
+        let routes = self.routes.get(machine)?.iter();
+        let length = |route: &&RouteSeen| match route.to() {
+            Some(net) => net.contains(&to).then_some(net.prefix_len() + 1),
+            None => Some(0),
+        };
+        let best = routes.filter(|r| length(r).is_some()).max_by_key(length)?;
+        Some(&best.dev)
     }
 
     /// A pod of namespace default.
@@ -299,5 +312,8 @@ mod tests {
         let routes: Vec<RouteSeen> = serde_json::from_str(text).unwrap();
         let to: Vec<_> = routes.iter().map(RouteSeen::to).collect();
         assert_eq!(to, [None, "10.1.0.7/32".parse().ok(), "10.2.0.0/24".parse().ok()]);
+        let seen = Snapshot { routes: [("r".to_owned(), routes)].into(), ..Snapshot::default() };
+        let way = |to: &str| seen.way("r", to.parse().unwrap()).unwrap();
+        assert_eq!((way("10.1.0.7"), way("10.2.0.9"), way("10.3.0.1")), ("lxc1", "eth1", "eth0"));
     }
 }

@@ -162,6 +162,26 @@ fn packets(path: &Path, from: &str, to: &str) -> Result<u64, ReadError> {
     Ok(count)
 }
 
+/// Judges whether a capture shows a loop, or proves that there is none.
+pub fn loops(directory: &Path, file: &str, found: bool) -> Outcome {
+    let path = directory.join(file);
+    let name = ("file", file.to_owned());
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    match capture::run(&[path], Expectation::NoLoop, &Context::default()) {
+        Err(error) => Outcome::new(false, "bad-capture", [name, ("why", error.to_string())]),
+        Ok(report) => {
+            let key = match report.verdict {
+                Verdict::Held => "no-loop",
+                Verdict::Failed => "loop",
+                _ => "loop-unknown",
+            };
+            Outcome::new(key == if found { "loop" } else { "no-loop" }, key, [name])
+        }
+    }
+}
+
 /// Fetches a page from curl-pod.
 pub async fn fetch(client: &Client, url: &str) -> Outcome {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
@@ -294,6 +314,7 @@ mod tests {
         assert!(!capture_file(path, "c.pcapng", &Context::default()).held);
         assert!(!captured(path, "c.pcapng", "10.0.0.1", "10.0.0.2").held);
         assert!(!captured(path, "none.pcapng", "10.0.0.1", "10.0.0.2").held);
+        assert!(!loops(path, "c.pcapng", true).held && !loops(path, "none.pcapng", false).held);
     }
 
     #[test]

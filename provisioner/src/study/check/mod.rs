@@ -100,6 +100,13 @@ pub enum Check {
         /// The destination.
         to: Spanned<String>,
     },
+    /// A capture shows a packet that loops, or proves that none does.
+    Loop {
+        /// Its name.
+        file: String,
+        /// What it must show.
+        found: bool,
+    },
     /// curl-pod gets an answer from a web server.
     Fetch {
         /// Where it is, as it is or made of facts.
@@ -190,6 +197,7 @@ impl Check {
             Self::Reach {} => "reach",
             Self::Capture { .. } => "capture",
             Self::Captured { .. } => "captured",
+            Self::Loop { .. } => "loop",
             Self::Fetch { .. } => "fetch",
             Self::Restarted { .. } => "restarted",
             Self::Complaint { .. } => "complaint",

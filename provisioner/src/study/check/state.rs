@@ -40,6 +40,7 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
         | Check::Reach {}
         | Check::Capture { .. }
         | Check::Captured { .. }
+        | Check::Loop { .. }
         | Check::Fetch { .. }
         | Check::Measuring { .. }
         | Check::Measured { .. }
