@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -22,9 +23,12 @@ use podwire_api::names::{
 use podwire_api::nodenetwork::NodeNetwork;
 use podwire_api::values::{IpamMode, Values};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::cni_server::CniServer;
-use crate::controllers::{config, ip_masq_agent, ipcache, masquerade, node_network, routes, settle};
+use crate::controllers::{
+    config, ip_masq_agent, ipcache, masquerade, node_network, routes, services, settle,
+};
 use crate::core::{Core, NodeSettings, RestoreError};
 use crate::datapath::{Datapath, DatapathError};
 use crate::flows::Flows;
@@ -40,6 +44,7 @@ use crate::kubernetes::watch::watch;
 use crate::local_api;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::routes::reconcile::Outcome;
+use crate::services::plan::Plan as Services;
 use crate::store::{Store as StateStore, StoreError};
 use crate::wiring::Wiring;
 
@@ -115,6 +120,8 @@ pub struct Running {
     pub routes: Arc<ArcSwap<Outcome>>,
     /// Names of addresses.
     pub names: Arc<ArcSwap<ipcache::Names>>,
+    /// Services, as the API server tells.
+    pub services: Arc<ArcSwap<Services>>,
     /// Flows.
     pub flows: Arc<Flows>,
 }
@@ -192,6 +199,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let maps = watch(maps, only(CONFIG_MAP), "watch-config", health.clone(), core.signal().clone());
     tokio::spawn(config::run(core.clone(), values.clone(), maps, health.clone()));
     masquerade_controllers(&client, options, &prepared, &node, &values, &health);
+    let (services, first_services) = services_controller(&client, &prepared, &node, &health);
     let node_network = node_network::Controller {
         client,
         core: core.clone(),
@@ -211,6 +219,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
         mtu: prepared.mtu,
         routes: outcome,
         names,
+        services,
         flows,
     };
     // Set once, here.
@@ -219,6 +228,8 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let _cni = CniServer::start(core, &PathBuf::from(CNI_SOCKET))
         .map_err(|source| DaemonError::Socket { path: CNI_SOCKET, source })?;
     install_plugin(CNI_BIN_DIR.as_ref())?;
+    // A pod may call a service with its first packet. The controller ends by a bug only, which the runtime logs.
+    let _ = first_services.await;
     // Last: from now on the runtime asks for pods.
     let conflist = write_conflist(CNI_CONF_DIR.as_ref())?;
     agent.ready.store(true, Ordering::SeqCst);
@@ -330,6 +341,32 @@ fn masquerade_controllers(
     let one = only(IP_MASQ_AGENT_CONFIG_MAP);
     let store = watch(maps, one, "watch-ip-masq", health.clone(), core.signal().clone());
     tokio::spawn(ip_masq_agent::run(core, datapath, store, health.clone()));
+}
+
+/// Starts what keeps services. Returns where it shows them, and what hears when the datapath has them for the first time.
+fn services_controller(
+    client: &Client,
+    prepared: &Prepared,
+    node: &OwnNode,
+    health: &Arc<Health>,
+) -> (Arc<ArcSwap<Services>>, oneshot::Receiver<()>) {
+    let (first, first_services) = oneshot::channel();
+    let shown: Arc<ArcSwap<Services>> = Arc::default();
+    let all = watcher::Config::default;
+    let signal = || prepared.core.signal().clone();
+    let services = Api::<Service>::all(client.clone());
+    let slices = Api::<EndpointSlice>::all(client.clone());
+    let controller = services::Controller {
+        core: prepared.core.clone(),
+        datapath: prepared.datapath.clone(),
+        node: node.name.clone(),
+        services: watch(services, all(), "watch-svc", health.clone(), signal()),
+        slices: watch(slices, all(), "watch-slices", health.clone(), signal()),
+        shown: shown.clone(),
+        health: health.clone(),
+    };
+    tokio::spawn(controller.run(first));
+    (shown, first_services)
 }
 
 /// What is watched for as long as the agent runs.

@@ -22,6 +22,7 @@ pub mod masquerade;
 pub mod netlink;
 pub mod operator;
 pub mod routes;
+pub mod services;
 pub mod signal;
 pub mod store;
 pub mod wiring;

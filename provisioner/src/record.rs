@@ -40,6 +40,11 @@ pub enum Entry {
         /// Its name.
         namespace: String,
     },
+    /// A cgroup, with those below it.
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+    },
     /// A process, found by its environment: it has no pid yet.
     Process {
         /// What it is.

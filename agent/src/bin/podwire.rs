@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use podwire_agent::local_api::client::{ClientError, ask, ask_once};
 use podwire_agent::local_api::masquerade::{self, ConnectionRow};
+use podwire_agent::local_api::services::{self, ServiceRow};
 use podwire_agent::local_api::{EndpointRow, IpcacheRow, MetricRow, Request, Status, render};
 use podwire_api::names::API_SOCKET;
 use serde::de::DeserializeOwned;
@@ -47,6 +48,9 @@ enum Command {
     /// The pods of this node.
     #[command(subcommand)]
     Endpoint(ListCommand),
+    /// Services and who answers for them, as the API server tells.
+    #[command(subcommand)]
+    Service(ListCommand),
     /// The datapath's maps.
     #[command(subcommand)]
     Bpf(BpfCommand),
@@ -87,6 +91,9 @@ enum BpfCommand {
     /// Destinations beyond the native network that see pods' own addresses.
     #[command(subcommand)]
     Ipmasq(ListCommand),
+    /// Services and who answers for them, as sockets find it.
+    #[command(subcommand)]
+    Lb(ListCommand),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -138,6 +145,12 @@ fn run(args: &Args) -> Result<ExitCode, ClientError> {
         }
         Command::Bpf(BpfCommand::Ipmasq(ListCommand::List)) => {
             show(args, Request::NonMasquerade, |cidrs: Vec<String>| masquerade::non_masquerade(&cidrs))?;
+        }
+        Command::Bpf(BpfCommand::Lb(ListCommand::List)) => {
+            show(args, Request::LoadBalancing, |rows: Vec<ServiceRow>| services::load_balancing(&rows))?;
+        }
+        Command::Service(ListCommand::List) => {
+            show(args, Request::Services, |rows: Vec<ServiceRow>| services::services(&rows))?;
         }
         Command::Monitor { kind } => monitor(args, *kind)?,
     }

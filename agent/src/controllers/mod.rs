@@ -6,4 +6,5 @@ pub mod ipcache;
 pub mod masquerade;
 pub mod node_network;
 pub mod routes;
+pub mod services;
 pub mod settle;

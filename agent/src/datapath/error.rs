@@ -101,6 +101,33 @@ pub enum DatapathError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The cgroup cannot be opened.
+    #[error("cgroup {}: {source}; is cgroup v2 mounted there?", path.display())]
+    Cgroup {
+        /// The cgroup.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A program at sockets cannot be loaded or attached.
+    #[error("socket program {program}: {cause}; services need Linux 5.18 or newer with CONFIG_CGROUP_BPF")]
+    Socket {
+        /// The program.
+        program: &'static str,
+        /// The kernel's answer.
+        cause: String,
+    },
+    /// There is no room for so many.
+    #[error(
+        "{services} addresses and ports of services with {backends} backends are more than the maps hold; \
+         delete services that nobody uses"
+    )]
+    TooManyServices {
+        /// Frontends.
+        services: usize,
+        /// Their backends together.
+        backends: usize,
+    },
     /// The asked-for way of attaching does not exist in this kernel.
     #[error(
         "this kernel has no tcx links (Linux 6.6 has); leave the mode to the agent, it then takes clsact"
@@ -158,7 +185,7 @@ impl DatapathError {
 }
 
 /// An error with its causes, each said once.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -27,6 +27,8 @@ mod flow;
 mod masquerade;
 mod pins;
 mod probe;
+mod services;
+mod sockets;
 mod sys;
 
 pub use self::{
@@ -36,9 +38,11 @@ pub use self::{
     flow::{Flow, FlowEvent, L4, Names},
     masquerade::{Connections, Direction, MasqueradeAddresses},
     probe::{Feature, probe},
+    services::{Backends, Frontend, Protocol, ServiceTable},
+    sockets::cgroup_root,
 };
 
-use self::{attach::Attachments, pins::Pins};
+use self::{attach::Attachments, pins::Pins, services::ServiceMaps};
 
 type Result<T> = std::result::Result<T, DatapathError>;
 
@@ -62,6 +66,7 @@ struct Inner {
     connections: [Mutex<HashMap<MapData, ConnectionKey, Connection>>; 2],
     masquerade: Mutex<LpmTrie<MapData, MasqueradeKey, u32>>,
     non_masquerade: Mutex<LpmTrie<MapData, u32, u32>>,
+    services: Mutex<ServiceMaps>,
     /// The configuration whose pod CIDRs the programs do not know yet, because not all pods are in the new maps.
     withheld: Mutex<Option<NodeConfig>>,
     events_taken: Arc<AtomicBool>,
@@ -110,6 +115,7 @@ impl Datapath {
                 ],
                 masquerade: Mutex::new(typed(&pins, maps::MASQUERADE)?),
                 non_masquerade: Mutex::new(typed(&pins, maps::NON_MASQUERADE)?),
+                services: Mutex::new(ServiceMaps::open(&pins)?),
                 withheld: Mutex::new((!pins.are_settled()).then(NodeConfig::default)),
                 pins,
                 mode,

@@ -3,6 +3,7 @@
 //! ```text
 //! <pin dir>/links/           tcx links, see `attach`; of every version
 //! <pin dir>/clsact/          marks of clsact filters, see `attach`
+//! <pin dir>/cgroup/          links of the programs at sockets, see `sockets`; of every version
 //! <pin dir>/v<ABI>/maps/     the maps; kept as long as the ABI is the same
 //! <pin dir>/v<ABI>/programs-<digest>/   the programs of one object
 //! <pin dir>/v<ABI>/settled/  a mark: an agent has filled the maps
@@ -27,17 +28,21 @@ use nix::{
 };
 use podwire_abi::{
     ABI_VERSION, Counter, EVENT_RING_BYTES, Endpoint, EndpointKey, IpcacheEntry, MAX_ENDPOINTS, MAX_IPCACHE,
-    METRIC_SLOTS, NodeConfig,
+    METRIC_SLOTS, NodeConfig, PodCidr,
     connection::{
         Connection, ConnectionKey, FragmentKey, FragmentPorts, MAX_CONNECTIONS, MAX_FRAGMENTED,
         MAX_MASQUERADE_ADDRESSES, MAX_NON_MASQUERADE, MasqueradeKey,
     },
     maps,
+    service::{
+        Affinity, AffinityKey, BackendKey, MAX_AFFINITY, MAX_BACKENDS, MAX_PEERS, MAX_SERVICES, PeerKey,
+        Service, ServiceKey, Target,
+    },
 };
 
 use super::{DatapathError, attach::Hook};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/podwire.bpf.o"));
 const OBJECT_DIGEST: &str = env!("PODWIRE_BPF_DIGEST");
 
 /// Shape of a map: what must agree for a pinned one to be used.
@@ -49,7 +54,7 @@ struct Shape {
     entries: u32,
 }
 
-const SHAPES: [Shape; 10] = [
+const SHAPES: [Shape; 15] = [
     Shape {
         name: maps::ENDPOINTS,
         kind: MapType::Hash,
@@ -96,6 +101,41 @@ const SHAPES: [Shape; 10] = [
         value: 4,
         entries: MAX_NON_MASQUERADE,
     },
+    Shape {
+        name: maps::SERVICES,
+        kind: MapType::Hash,
+        key: size_of::<ServiceKey>(),
+        value: size_of::<Service>(),
+        entries: MAX_SERVICES,
+    },
+    Shape {
+        name: maps::BACKENDS,
+        kind: MapType::Hash,
+        key: size_of::<BackendKey>(),
+        value: size_of::<Target>(),
+        entries: MAX_BACKENDS,
+    },
+    Shape {
+        name: maps::SERVICE_RANGE,
+        kind: MapType::Array,
+        key: 4,
+        value: size_of::<PodCidr>(),
+        entries: 1,
+    },
+    Shape {
+        name: maps::PEERS,
+        kind: MapType::LruHash,
+        key: size_of::<PeerKey>(),
+        value: size_of::<Target>(),
+        entries: MAX_PEERS,
+    },
+    Shape {
+        name: maps::AFFINITY,
+        kind: MapType::LruHash,
+        key: size_of::<AffinityKey>(),
+        value: size_of::<Affinity>(),
+        entries: MAX_AFFINITY,
+    },
 ];
 
 const fn connections(name: &'static str) -> Shape {
@@ -137,7 +177,7 @@ impl Pins {
         &self.root
     }
 
-    fn maps(&self) -> PathBuf {
+    pub(super) fn maps(&self) -> PathBuf {
         self.version.join("maps")
     }
 

@@ -20,6 +20,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// Where at a device a tcx link attaches (`enum bpf_attach_type`).
@@ -32,11 +33,26 @@ pub(super) enum TcxPoint {
     Egress = 47,
 }
 
+/// Where at a cgroup's sockets a program attaches (`enum bpf_attach_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum CgroupPoint {
+    /// `BPF_CGROUP_INET4_CONNECT`
+    Connect = 10,
+    /// `BPF_CGROUP_UDP4_SENDMSG`
+    SendMsg = 14,
+    /// `BPF_CGROUP_UDP4_RECVMSG`
+    RecvMsg = 19,
+    /// `BPF_CGROUP_INET4_GETPEERNAME`
+    GetPeerName = 29,
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct LinkCreate {
     prog_fd: u32,
-    target_ifindex: u32,
+    /// A device's index, or a cgroup's descriptor.
+    target: u32,
     attach_type: u32,
     flags: u32,
     relative_fd: u32,
@@ -92,6 +108,18 @@ struct RawLinkInfo {
     tcx_attach_type: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct RawCgroupLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    tail: u32,
+}
+
 /// What the kernel tells about a tcx link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TcxInfo {
@@ -128,11 +156,38 @@ fn c_path(path: &Path) -> io::Result<CString> {
 pub(super) fn link_create(program: BorrowedFd<'_>, ifindex: u32, point: TcxPoint) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         prog_fd: fd_number(program),
-        target_ifindex: ifindex,
+        target: ifindex,
         attach_type: point as u32,
         ..LinkCreate::default()
     };
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Attaches a program to a cgroup by a new link, beside what others have attached.
+pub(super) fn link_create_at_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    point: CgroupPoint,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: fd_number(program),
+        target: fd_number(cgroup),
+        attach_type: point as u32,
+        ..LinkCreate::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// To which cgroup, by its inode, and at which point a link is attached; `None` if it is no link of a cgroup.
+pub(super) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> {
+    let mut info = RawCgroupLinkInfo::default();
+    let mut attr = InfoByFd {
+        bpf_fd: fd_number(link),
+        info_len: size_of::<RawCgroupLinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok((info.kind == BPF_LINK_TYPE_CGROUP).then_some((info.cgroup_id, info.attach_type)))
 }
 
 /// Puts another program in the place of the link's, atomically.

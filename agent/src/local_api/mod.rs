@@ -5,6 +5,7 @@ pub mod client;
 pub mod masquerade;
 pub mod render;
 pub mod server;
+pub mod services;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -36,6 +37,10 @@ pub enum Request {
     Nat,
     /// Destinations beyond it that see pods' own addresses.
     NonMasquerade,
+    /// Services, as the API server tells.
+    Services,
+    /// Services, as they stand in the datapath.
+    LoadBalancing,
     /// Flows as they happen.
     Monitor {
         /// Forwarded packets too.

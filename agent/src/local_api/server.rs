@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::masquerade::ConnectionRow;
+use super::services;
 use super::{EndpointRow, IpcacheRow, MetricRow, Network, Reply, Request, Status};
 use crate::cni_server::{ACCEPT_PAUSE, bind};
 use crate::daemon::{Agent, Running};
@@ -100,6 +101,10 @@ fn respond(agent: &Agent, request: Request) -> Result<Value, String> {
             to_value(&rows.collect::<Vec<_>>())
         }
         Request::NonMasquerade => to_value(&running.datapath.non_masquerade().map_err(|e| e.to_string())?),
+        Request::Services => to_value(&services::of_plan(&running.services.load())),
+        Request::LoadBalancing => {
+            to_value(&services::of_maps(&running.datapath.services().map_err(|e| e.to_string())?))
+        }
         Request::Status | Request::Monitor { .. } => Err("not a request of this kind".into()),
     }
 }

@@ -13,5 +13,6 @@ mod masquerade_limits;
 mod net;
 mod outside;
 mod refusals;
+mod services;
 mod takeover;
 mod tap;

@@ -7,9 +7,10 @@
 use core::{fmt, net::Ipv4Addr};
 
 pub mod connection;
+pub mod service;
 
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -33,6 +34,16 @@ pub mod maps {
     pub const MASQUERADE: &str = "podwire_masq";
     /// LPM trie: prefix and address to 1: destinations that see pods' own addresses (ip-masq-agent).
     pub const NON_MASQUERADE: &str = "podwire_ipmasq";
+    /// Hash: [`super::service::ServiceKey`] to [`super::service::Service`].
+    pub const SERVICES: &str = "podwire_lb_svc";
+    /// Hash: [`super::service::BackendKey`] to [`super::service::Target`].
+    pub const BACKENDS: &str = "podwire_lb_be";
+    /// Array of one [`super::PodCidr`]: the smallest CIDR with every service's address in it.
+    pub const SERVICE_RANGE: &str = "podwire_lb_range";
+    /// LRU hash: [`super::service::PeerKey`] to [`super::service::Target`]: the service that a socket meant to speak to.
+    pub const PEERS: &str = "podwire_lb_peer";
+    /// LRU hash: [`super::service::AffinityKey`] to [`super::service::Affinity`].
+    pub const AFFINITY: &str = "podwire_lb_aff";
 }
 
 /// Capacity of the endpoint map. A node's pod CIDR of /24 needs 254; /16 is the largest that is sensible.
@@ -309,6 +320,8 @@ pub enum DropReason {
     FragmentNotFound = 12,
     /// A RST, an echo reply or an ICMP error that belongs to no connection that is known.
     UnknownConnection = 13,
+    /// Sent to a service's address by other means than a socket that was given a backend.
+    ServiceBackendNotFound = 14,
 }
 
 /// Number of [`DropReason`]s.
@@ -331,6 +344,7 @@ impl DropReason {
         Self::ConnectionInsertFailed,
         Self::FragmentNotFound,
         Self::UnknownConnection,
+        Self::ServiceBackendNotFound,
     ];
 
     /// The field's words for it.
@@ -350,6 +364,7 @@ impl DropReason {
             Self::ConnectionInsertFailed => "CT: Map insertion failed",
             Self::FragmentNotFound => "First logical datagram fragment not found",
             Self::UnknownConnection => "Unknown connection tracking state",
+            Self::ServiceBackendNotFound => "Service backend not found",
         }
     }
 }
@@ -444,7 +459,7 @@ mod tests {
         }
         assert!(Point::try_from(POINTS as u8).is_err());
         assert!(DropReason::try_from(DROP_REASONS as u8).is_err());
-        assert_eq!(metric_index(Point::FromHost, DropReason::UnknownConnection), METRIC_SLOTS - 1);
+        assert_eq!(metric_index(Point::FromHost, DropReason::ServiceBackendNotFound), METRIC_SLOTS - 1);
     }
 
     #[test]

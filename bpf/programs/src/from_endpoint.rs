@@ -16,7 +16,7 @@ use podwire_abi::{DropReason, Endpoint, NodeConfig, Point, identity};
 use crate::{
     DROP, NEXT, deliver,
     packet::{self, Ipv4},
-    report, state,
+    report, service, state,
 };
 
 const AF_INET: u32 = 2;
@@ -56,6 +56,12 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     if state::in_own_pod_cidr(config, ip.dst) {
         // No pod has it. The routing table could only send it to podwire_host, or out by the default route and back.
         report::dropped(skb, Point::FromEndpoint, DropReason::StaleOrUnroutable, Some(&ip), sender.id);
+        return DROP;
+    }
+    if service::has_address(ip.dst) {
+        // Sockets were given a backend; what still goes to the service is of none, and must not reach the wire.
+        let reason = DropReason::ServiceBackendNotFound;
+        report::dropped(skb, Point::FromEndpoint, reason, Some(&ip), sender.id);
         return DROP;
     }
     route(skb, config, sender, &ip)

@@ -1,4 +1,4 @@
-//! The datapath: classifiers at the devices of a node, one file a hook.
+//! The datapath: classifiers at the devices of a node, one file a hook, and programs at the sockets of its processes.
 //!
 //! Forwarding is by the kernel's own routing table (`bpf_fib_lookup`); the maps know only which addresses are pods of
 //! this node. Whatever the programs do not forward themselves goes on to the node's network stack, which then answers
@@ -18,7 +18,10 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "the classifier macro passes its context so")]
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 
 mod connection;
 mod deliver;
@@ -29,6 +32,8 @@ mod masquerade;
 mod packet;
 mod report;
 mod rewrite;
+mod service;
+mod socket;
 mod state;
 mod to_network;
 mod transport;
@@ -60,6 +65,30 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_network(ctx: TcContext) -> i32 {
     to_network::run(ctx.skb.skb)
+}
+
+/// A socket connects.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connecting(ctx.sock_addr)
+}
+
+/// A socket that is not connected sends.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::connecting(ctx.sock_addr)
+}
+
+/// A socket is told where a datagram came from.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::naming_peer(ctx.sock_addr)
+}
+
+/// A socket is told to whom it is connected.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::naming_peer(ctx.sock_addr)
 }
 
 /// `bpf_redirect_neigh` and `bpf_redirect_peer` are GPL-only helpers.

@@ -13,6 +13,9 @@ struct Args {
     /// What to make of the machine.
     #[arg(long)]
     spec: PathBuf,
+    /// The machine's cgroup, if it has one.
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
     /// Run as PID 1 of the machine's namespaces.
     #[arg(long, hide = true)]
     init: bool,
@@ -20,7 +23,8 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = if args.init { node::init(&args.spec) } else { node::enter(&args.spec) };
+    let cgroup = args.cgroup.as_deref();
+    let done = if args.init { node::init(&args.spec, cgroup) } else { node::enter(&args.spec, cgroup) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -56,6 +56,7 @@ fn findings() -> Vec<Finding> {
     let mut all = vec![root(), kernel()];
     all.extend(namespaces());
     all.extend(file_systems());
+    all.push(cgroup());
     all.push(btf());
     all.push(devices());
     all.push(state_directory());
@@ -158,6 +159,15 @@ fn file_systems() -> Vec<Finding> {
             )
         })
         .collect()
+}
+
+fn cgroup() -> Finding {
+    let result = netns::cgroup::hierarchy()
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| "no cgroup v2 that may be written: ClusterIPs are not served".to_owned());
+    let mend = "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1; in a \
+                container: docker run --privileged --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup";
+    finding("cgroup v2", false, result, mend)
 }
 
 fn btf() -> Finding {

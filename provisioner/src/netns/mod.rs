@@ -1,5 +1,6 @@
 //! Provider `netns`: carries a plan out with network namespaces, on one Linux machine, without touching its own network.
 
+pub mod cgroup;
 pub mod enter;
 pub mod namespace;
 pub mod process;

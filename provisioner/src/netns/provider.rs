@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::process::{self, Process};
-use super::{namespace, wire};
+use super::{cgroup, namespace, wire};
 use crate::error::{Failure, OrFailure};
 use crate::lab::Role;
 use crate::node::Greeting;
@@ -294,9 +294,16 @@ fn boot(
     let spec = dir.join("spec.json");
     let text = serde_json::to_vec_pretty(machine).or_failure(&thing, "report this as a bug")?;
     write_whole(&spec, &text)?;
+    let cgroup = cgroup::of(&machine.namespace);
+    if let Some(path) = &cgroup {
+        note(Entry::Cgroup { path: path.clone() })?;
+    }
+    // A machine without one runs; its agent says that ClusterIPs do not.
+    let cgroup = cgroup.filter(|path| cgroup::create(path).is_ok());
     note(Entry::Process { what: format!("podwire-node of {}", machine.name) })?;
-    let process = start_init(&running.id, &running.bin_dir, &spec, &dir.join("log/podwire-node.log"))
-        .map_err(|trouble| {
+    let log = dir.join("log/podwire-node.log");
+    let process =
+        start_init(&running.id, &running.bin_dir, &spec, cgroup.as_deref(), &log).map_err(|trouble| {
             // What podwire-node itself says ends with a mend.
             let doctor = (trouble.as_str(), "see `lab doctor` for what this machine lacks");
             let (cause, mend) = trouble.rsplit_once("; ").unwrap_or(doctor);
@@ -307,13 +314,20 @@ fn boot(
 }
 
 /// Starts `podwire-node` and waits for its greeting. The error is a cause.
-fn start_init(id: &str, bin_dir: &Path, spec: &Path, log: &Path) -> Result<Process, String> {
+fn start_init(
+    id: &str,
+    bin_dir: &Path,
+    spec: &Path,
+    cgroup: Option<&Path>,
+    log: &Path,
+) -> Result<Process, String> {
     let program = bin_dir.join("podwire-node");
     let log_path = log;
     let log = fs::OpenOptions::new().create(true).append(true).open(log_path).map_err(|e| e.to_string())?;
     let mut child = Command::new(&program)
         .arg("--spec")
         .arg(spec)
+        .args(cgroup.iter().flat_map(|path| [Path::new("--cgroup"), path]))
         .env_clear()
         .env(process::MARKER, id)
         .current_dir("/")
@@ -364,9 +378,13 @@ pub fn down(state: &LabState) -> Result<(), Failure> {
         namespace::remove(name)?;
     }
     for entry in &entries {
-        if let Entry::Directory { path } = entry {
-            // Not empty or in use: then it is others' too.
-            let _ = fs::remove_dir(path);
+        match entry {
+            Entry::Cgroup { path } => cgroup::remove(path)?,
+            Entry::Directory { path } => {
+                // Not empty or in use: then it is others' too.
+                let _ = fs::remove_dir(path);
+            }
+            _ => {}
         }
     }
     state.remove()

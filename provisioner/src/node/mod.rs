@@ -16,7 +16,7 @@ use nix::unistd::{sethostname, setsid};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, OrFailure};
-use crate::netns::namespace;
+use crate::netns::{self, namespace};
 use crate::plan::Machine;
 
 /// What podwire-node says to the one who starts it, one JSON value a line.
@@ -41,28 +41,36 @@ impl Greeting {
 }
 
 /// On the host: makes the machine's namespaces and its first process, and says that one's number.
-pub fn enter(spec: &Path) -> Result<(), Failure> {
+pub fn enter(spec: &Path, cgroup: Option<&Path>) -> Result<(), Failure> {
     let machine = read_spec(spec)?;
     let thing = format!("node {}", machine.name);
     let mend = "run as root with CAP_SYS_ADMIN; see `lab doctor`";
     let network = namespace::open(&machine.namespace).or_failure(&thing, mend)?;
     setns(&network, CloneFlags::CLONE_NEWNET).or_failure(&thing, mend)?;
-    let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    if let Some(cgroup) = cgroup {
+        // Before the namespace is made: its root is where this process then is.
+        netns::cgroup::join(cgroup).or_failure(&thing, mend)?;
+        flags |= CloneFlags::CLONE_NEWCGROUP;
+    }
     unshare(flags | CloneFlags::CLONE_NEWPID).or_failure(&thing, mend)?;
     let own = std::env::current_exe().or_failure(&thing, "keep the program where it was started")?;
-    let child = Command::new(own).arg("--init").arg("--spec").arg(spec).spawn().or_failure(&thing, mend)?;
+    let mut init = Command::new(own);
+    init.arg("--init").arg("--spec").arg(spec);
+    init.args(cgroup.iter().flat_map(|path| [Path::new("--cgroup"), path]));
+    let child = init.spawn().or_failure(&thing, mend)?;
     Greeting::Pid(i32::try_from(child.id()).unwrap_or_default()).say();
     Ok(())
 }
 
 /// In the new namespaces, as PID 1: builds the machine and runs it. Returns when the machine was told to stop.
-pub fn init(spec: &Path) -> Result<(), Failure> {
+pub fn init(spec: &Path, cgroup: Option<&Path>) -> Result<(), Failure> {
     let machine = read_spec(spec)?;
     let thing = format!("node {}", machine.name);
     // A session of its own: signals of the terminal in which the lab was started are not for it.
     setsid().or_failure(&thing, "start podwire-node through `lab up`")?;
     sethostname(&machine.name).or_failure(&thing, "use a kernel with CONFIG_UTS_NS")?;
-    root::build(&machine)?;
+    root::build(&machine, cgroup.is_some())?;
     let mut supervisor = supervise::Supervisor::new(&machine)?;
     Greeting::Ready.say();
     supervise::detach_output();

@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 
 use crate::error::{Failure, OrFailure};
+use crate::netns::cgroup::MOUNT_POINT;
 use crate::plan::{Bind, Machine, Root};
 
 const MEND: &str = "see `lab doctor` for what this kernel lacks";
@@ -23,8 +24,8 @@ const OVERLAID: [&str; 7] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zf
 const LEFT_OUT: [&str; 8] =
     ["autofs", "binfmt_misc", "devtmpfs", "fusectl", "nsfs", "overlay", "rpc_pipefs", "securityfs"];
 
-/// Builds the root and makes it this process's.
-pub(super) fn build(machine: &Machine) -> Result<(), Failure> {
+/// Builds the root and makes it this process's. `has_cgroup` says whether this process is in a cgroup namespace of the machine's.
+pub(super) fn build(machine: &Machine, has_cgroup: bool) -> Result<(), Failure> {
     let spec = &machine.root;
     // First of all: no mount made here may travel back to the host.
     attach(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
@@ -39,7 +40,7 @@ pub(super) fn build(machine: &Machine) -> Result<(), Failure> {
     for (i, (path, kind)) in taken.enumerate() {
         take_over(path, kind, &root, base, i + 1);
     }
-    own_directories(&root)?;
+    own_directories(&root, has_cgroup)?;
     for path in &spec.empty {
         let place = make_dir(&root, path)?;
         attach(Some("podwire"), &place, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
@@ -106,7 +107,7 @@ fn escape(path: &Path) -> String {
     path.display().to_string().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
 }
 
-fn own_directories(root: &Path) -> Result<(), Failure> {
+fn own_directories(root: &Path, has_cgroup: bool) -> Result<(), Failure> {
     let at = |path: &str| within(root, Path::new(path));
     let none = MsFlags::empty();
     for path in OWN {
@@ -115,14 +116,9 @@ fn own_directories(root: &Path) -> Result<(), Failure> {
     attach(Some("proc"), &at("/proc"), Some("proc"), none, None)?;
     // A sysfs mounted now is that of the machine's network namespace.
     attach(Some("sysfs"), &at("/sys"), Some("sysfs"), none, None)?;
-    if Path::new("/sys/fs/cgroup").exists() {
-        attach(
-            Some("/sys/fs/cgroup"),
-            &at("/sys/fs/cgroup"),
-            None,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            None,
-        )?;
+    // Never the host's: an agent attaches programs to the root that it finds here.
+    if has_cgroup {
+        attach(Some("cgroup2"), &at(MOUNT_POINT), Some("cgroup2"), none, None)?;
     }
     attach(Some("bpf"), &at("/sys/fs/bpf"), Some("bpf"), none, Some("mode=0700"))?;
     attach(Some("/dev"), &at("/dev"), None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;

@@ -60,7 +60,7 @@ fn write_machine(f: &mut fmt::Formatter<'_>, machine: &Machine) -> fmt::Result {
     for (key, value) in &machine.env {
         writeln!(f, "  env      {key}={value}")?;
     }
-    writeln!(f, "  process  podwire-node (pid 1 of new mount, UTS, IPC and PID namespaces)")?;
+    writeln!(f, "  process  podwire-node (pid 1 of new mount, UTS, IPC, cgroup and PID namespaces)")?;
     for service in &machine.services {
         writeln!(f, "  process  {}: {}", service.name, service.argv.join(" "))?;
     }
