@@ -10,7 +10,7 @@ pub mod connection;
 pub mod service;
 
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -325,7 +325,7 @@ pub enum DropReason {
 }
 
 /// Number of [`DropReason`]s.
-pub const DROP_REASONS: u32 = 14;
+pub const DROP_REASONS: u32 = 15;
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
