@@ -120,6 +120,11 @@ fn exceptions_from_masquerade() {
 }
 
 #[test]
+fn services() {
+    proven("3/services");
+}
+
+#[test]
 fn across_a_router() {
     proven("4/cross-subnet");
 }

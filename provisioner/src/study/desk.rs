@@ -247,6 +247,9 @@ impl Desk {
                 let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));
                 live::captured(&self.directory, file, &from, &to)
             }
+            Check::NotCaptured { file, address } => {
+                live::not_captured(&self.directory, file, &self.fill(address.get_ref(), seen))
+            }
             Check::Loop { file, found } => live::loops(&self.directory, file, *found),
             Check::Fetch { url } => {
                 let url = self.fill(url.get_ref(), seen);

@@ -31,6 +31,8 @@ pub enum Fact {
     PodIp(String),
     /// `pod.NAME.device`: the node's end of its veth pair.
     PodDevice(String),
+    /// `service.NAME.ip`: a Service's `ClusterIP`.
+    ServiceIp(String),
     /// `webpod.NODE.ip`: of the web server on a node.
     WebIp(String),
     /// `way.MACHINE.NODE`: the device by which a machine sends to the web server on a node.
@@ -77,6 +79,7 @@ impl Fact {
             ["agent", key] => Self::Agent(own(key)),
             ["pod", name, "ip"] => Self::PodIp(own(name)),
             ["pod", name, "device"] => Self::PodDevice(own(name)),
+            ["service", name, "ip"] => Self::ServiceIp(own(name)),
             ["webpod", node, "ip"] => Self::WebIp(own(node)),
             ["way", machine, node] => Self::Way(own(machine), own(node)),
             ["ttl", node] => Self::Ttl(own(node)),
@@ -128,6 +131,7 @@ impl Fact {
                 let own = ipnet::Ipv4Net::new(pod.ip?, 32).ok();
                 seen.routes.get(&pod.node)?.iter().find(|r| r.to() == own).map(|r| r.dev.clone())
             }
+            Self::ServiceIp(name) => seen.services.get(name).map(ToString::to_string),
             Self::WebIp(node) => {
                 let web = seen.labelled("app=webpod").find(|p| p.node == *node)?;
                 web.ip.map(|ip| ip.to_string())

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use podwire_api::names;
@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub networks: BTreeMap<String, NetworkSeen>,
     /// All pods.
     pub pods: Vec<PodSeen>,
+    /// ClusterIPs of the Services of namespace default.
+    pub services: BTreeMap<String, Ipv4Addr>,
     /// `deploy/NAME` and `ds/NAME` of kube-system.
     pub workloads: BTreeMap<String, WorkloadSeen>,
     /// What each node's agent runs with; empty unless asked for.
@@ -148,11 +150,13 @@ impl Snapshot {
         let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
         let (nodes, networks) = (Api::<Node>::all(client.clone()), Api::<NodeNetwork>::all(client.clone()));
         let pods = Api::<Pod>::all(client.clone());
-        let (config, nodes, networks, pods, deployments, daemon_sets) = futures::try_join!(
+        let services: Api<Service> = Api::namespaced(client.clone(), "default");
+        let (config, nodes, networks, pods, services, deployments, daemon_sets) = futures::try_join!(
             maps.get_opt(names::CONFIG_MAP),
             nodes.list(&every),
             networks.list(&every),
             pods.list(&every),
+            services.list(&every),
             deployments.list(&every),
             daemon_sets.list(&every),
         )
@@ -162,6 +166,7 @@ impl Snapshot {
             nodes: nodes.items.iter().map(|n| (n.name_any(), node(n))).collect(),
             networks: networks.items.iter().map(|n| (n.name_any(), network(n))).collect(),
             pods: pods.items.iter().map(pod).collect(),
+            services: services.items.iter().filter_map(service).collect(),
             ..Self::default()
         };
         snapshot.workloads.extend(deployments.items.iter().map(deployment));
@@ -265,6 +270,10 @@ fn pod(pod: &Pod) -> PodSeen {
         trouble: crate::deploy::pod_trouble(pod),
         ending: pod.metadata.deletion_timestamp.is_some(),
     }
+}
+
+fn service(service: &Service) -> Option<(String, Ipv4Addr)> {
+    Some((service.name_any(), service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()?))
 }
 
 fn deployment(object: &Deployment) -> (String, WorkloadSeen) {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use podwire_conformance::check as capture;
 use podwire_conformance::check::{Context, Expectation, Verdict};
-use podwire_conformance::dissect::{Net, dissect};
+use podwire_conformance::dissect::{Ipv4, Net, dissect};
 use podwire_conformance::read::{CaptureFile, ReadError};
 
 use super::{Lost, Outcome};
@@ -146,15 +146,40 @@ pub fn captured(directory: &Path, file: &str, from: &str, to: &str) -> Outcome {
     }
 }
 
+/// Judges whether a capture file has packets, and none with an address.
+pub fn not_captured(directory: &Path, file: &str, address: &str) -> Outcome {
+    let path = directory.join(file);
+    let name = ("file", file.to_owned());
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    let of = |ip: &Ipv4<'_>| ip.source.to_string() == address || ip.destination.to_string() == address;
+    let counted = count(&path, |_| true).and_then(|all| Ok((all, count(&path, of)?)));
+    let address = ("address", address.to_owned());
+    match counted {
+        Err(error) => Outcome::new(false, "bad-capture", [name, ("why", error.to_string())]),
+        // That nothing is in an empty file proves nothing.
+        Ok((0, _)) => Outcome::new(false, "empty-capture", [name]),
+        Ok((all, 0)) => Outcome::new(true, "address-absent", [name, address, ("count", all.to_string())]),
+        Ok((_, found)) => {
+            Outcome::new(false, "address-present", [name, address, ("count", found.to_string())])
+        }
+    }
+}
+
 /// How many IPv4 packets of a file go from one address to another.
 fn packets(path: &Path, from: &str, to: &str) -> Result<u64, ReadError> {
+    count(path, |ip| ip.source.to_string() == from && ip.destination.to_string() == to)
+}
+
+/// How many IPv4 packets of a file are wanted.
+fn count(path: &Path, wanted: impl Fn(&Ipv4<'_>) -> bool) -> Result<u64, ReadError> {
     let file = CaptureFile::open(path)?;
     let mut reader = file.reader()?;
     let mut count = 0;
     while let Some(packet) = reader.next_packet()? {
         if let Net::Ipv4(ip) = dissect(packet.link, packet.data).net
-            && ip.source.to_string() == from
-            && ip.destination.to_string() == to
+            && wanted(&ip)
         {
             count += 1;
         }
@@ -284,6 +309,22 @@ mod tests {
             let outcome = reach(&[good.clone(), bad]);
             assert!(!outcome.held && outcome.said.key == key, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn packets_of_a_capture_are_counted_by_their_addresses() {
+        use podwire_conformance::testing::{Build, pcapng};
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = ("10.0.0.1", "10.0.0.2");
+        let ends = (a.parse().unwrap(), b.parse().unwrap());
+        let frame = Build::echo(ends, true, 1, 1, b"x").frame();
+        std::fs::write(dir.path().join("c.pcapng"), pcapng(&["n:eth1"], &[(0, frame)], 0)).unwrap();
+        std::fs::write(dir.path().join("e.pcapng"), pcapng(&["n:eth1"], &[], 0)).unwrap();
+        let there = |from, to| captured(dir.path(), "c.pcapng", from, to).held;
+        assert!(there(a, b) && !there(b, a) && !there(a, "10.0.0.3"));
+        let absent = |file, address| not_captured(dir.path(), file, address).held;
+        assert!(absent("c.pcapng", "10.0.0.3") && !absent("c.pcapng", a) && !absent("c.pcapng", b));
+        assert!(!absent("e.pcapng", a), "nothing was seen");
     }
 
     #[test]

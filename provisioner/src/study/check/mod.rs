@@ -67,6 +67,11 @@ pub enum Check {
         /// The network.
         within: Ipv4Net,
     },
+    /// There is no pod with a label.
+    NoPods {
+        /// `key=value`.
+        label: String,
+    },
     /// A pod of namespace default runs on a node, with an address of the node's NodeNetwork.
     Pod {
         /// Its name.
@@ -99,6 +104,13 @@ pub enum Check {
         from: Spanned<String>,
         /// The destination.
         to: Spanned<String>,
+    },
+    /// A capture has packets, and none of them has an address.
+    NotCaptured {
+        /// Its name.
+        file: String,
+        /// The address, as it is or made of facts.
+        address: Spanned<String>,
     },
     /// A capture shows a packet that loops, or proves that none does.
     Loop {
@@ -191,12 +203,14 @@ impl Check {
             Self::NodeNetworksBoth { .. } => "node-networks-both",
             Self::NodeNetworkGone { .. } => "node-network-gone",
             Self::Pods { .. } => "pods",
+            Self::NoPods { .. } => "no-pods",
             Self::Pod { .. } => "pod",
             Self::Routes { .. } => "routes",
             Self::NoRoutes { .. } => "no-routes",
             Self::Reach {} => "reach",
             Self::Capture { .. } => "capture",
             Self::Captured { .. } => "captured",
+            Self::NotCaptured { .. } => "not-captured",
             Self::Loop { .. } => "loop",
             Self::Fetch { .. } => "fetch",
             Self::Restarted { .. } => "restarted",
@@ -213,6 +227,7 @@ impl Check {
         match self {
             Self::Answer { is, .. } => vec![is],
             Self::Captured { from, to, .. } => vec![from, to],
+            Self::NotCaptured { address, .. } => vec![address],
             Self::Fetch { url } => vec![url],
             _ => Vec::new(),
         }

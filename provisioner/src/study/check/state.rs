@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use podwire_api::names::UNDERLAY_DEVICE;
 
 use super::{Check, Outcome};
-use crate::study::snapshot::{NetworkSeen, Snapshot};
+use crate::study::snapshot::{NetworkSeen, PodSeen, Snapshot};
 
 pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
     Some(match check {
@@ -26,6 +26,7 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
             Outcome::new(gone, if gone { "network-gone" } else { "network-there" }, [arg("node", node)])
         }
         Check::Pods { label, within } => pods(seen, label, *within),
+        Check::NoPods { label } => no_pods(seen, label),
         Check::Pod { name, on } => pod(seen, name, on),
         Check::Routes { within } => routes(seen, *within),
         Check::NoRoutes { within } => no_routes(seen, *within),
@@ -40,6 +41,7 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
         | Check::Reach {}
         | Check::Capture { .. }
         | Check::Captured { .. }
+        | Check::NotCaptured { .. }
         | Check::Loop { .. }
         | Check::Fetch { .. }
         | Check::Measuring { .. }
@@ -126,6 +128,14 @@ fn pods(seen: &Snapshot, label: &str, within: Ipv4Net) -> Outcome {
         return Outcome::new(false, "pod-ends", [arg("pod", &pod.name)]);
     }
     Outcome::new(count > 0, "pods-in", [arg("label", label), arg("count", count), arg("wanted", within)])
+}
+
+fn no_pods(seen: &Snapshot, label: &str) -> Outcome {
+    let has = |pod: &&PodSeen| pod.labels.iter().any(|(k, v)| format!("{k}={v}") == label);
+    let count = seen.pods.iter().filter(has).count();
+    // Of a lab without nodes nothing is known.
+    let gone = count == 0 && !seen.nodes.is_empty();
+    Outcome::new(gone, if gone { "no-pods" } else { "pods-left" }, [arg("label", label), arg("count", count)])
 }
 
 fn pod(seen: &Snapshot, name: &str, on: &str) -> Outcome {
@@ -220,7 +230,7 @@ fn no_complaint(seen: &Snapshot) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::snapshot::{NodeSeen, PodSeen, RouteSeen, WorkloadSeen};
+    use crate::study::snapshot::{NodeSeen, RouteSeen, WorkloadSeen};
 
     fn cidr(text: &str) -> Ipv4Net {
         text.parse().unwrap()
@@ -297,6 +307,9 @@ mod tests {
         proves(pods, |s| s.pods[1].ip = "172.20.0.2".parse().ok());
         proves(pods, |s| s.pods[1].trouble = Some("ContainerCreating".into()));
         proves(pods, |s| s.pods[1].ending = true);
+        proves(r#"{ no-pods = { label = "app=none" } }"#, |s| {
+            s.pods[0].labels.insert("app".into(), "none".into());
+        });
         let one = r#"{ pod = { name = "web-b", on = "b" } }"#;
         proves(one, |s| s.pods[1].node = "a".into());
         proves(one, |s| s.pods[1].ip = "10.244.0.9".parse().ok());
