@@ -22,9 +22,9 @@ use crate::error::{Failure, OrFailure};
 
 const NAMESPACE: &str = "default";
 /// How long an answer may take. A longer one is as bad as none.
-const PATIENCE_SECONDS: u32 = 1;
+const PATIENCE_SECONDS: u32 = 2;
 /// When a call whose answer never came back, because its pod has ended, is given up.
-const GIVEN_UP: Duration = Duration::from_secs(3);
+const GIVEN_UP: Duration = Duration::from_secs(5);
 
 /// Reads `NUMBER ADDRESS` lines, calls each address in the background and says `NUMBER CURL_EXIT HTTP_CODE`.
 const SCRIPT: &str = r#"
