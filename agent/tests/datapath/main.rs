@@ -15,3 +15,4 @@ mod outside;
 mod refusals;
 mod takeover;
 mod tap;
+mod tunnel;

@@ -9,7 +9,7 @@ use core::{fmt, net::Ipv4Addr};
 pub mod connection;
 
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -120,6 +120,10 @@ pub struct NodeConfig {
     pub router_ip: u32,
     /// Bits of [`flags`].
     pub flags: u32,
+    /// Index of the device that wraps packets for other nodes' pods; 0 if they go as they are.
+    pub tunnel_ifindex: u32,
+    /// What is longer, from the IP header on, does not fit into the tunnel.
+    pub tunnel_mtu: u32,
     /// Zero.
     pub pad: u32,
     /// The node's own pod CIDRs: an address in there without a pod is unroutable, and is dropped here so that no
@@ -130,7 +134,7 @@ pub struct NodeConfig {
 }
 
 const _: () =
-    assert!(size_of::<NodeConfig>() == 16 + (MAX_POD_CIDRS + MAX_NATIVE_CIDRS) * size_of::<PodCidr>());
+    assert!(size_of::<NodeConfig>() == 24 + (MAX_POD_CIDRS + MAX_NATIVE_CIDRS) * size_of::<PodCidr>());
 
 impl PodCidr {
     /// The CIDR of a network address and a prefix length.
@@ -162,6 +166,13 @@ impl NodeConfig {
         for (slot, (net, prefix)) in self.native_cidrs.iter_mut().zip(native_cidrs) {
             *slot = PodCidr::new(net, prefix);
         }
+        self
+    }
+
+    /// Wraps packets for other nodes' pods by this device.
+    #[must_use]
+    pub fn tunnelling(mut self, ifindex: u32, mtu: u32) -> Self {
+        (self.tunnel_ifindex, self.tunnel_mtu) = (ifindex, mtu);
         self
     }
 }
@@ -211,10 +222,14 @@ pub enum Point {
     ToStack = 4,
     /// Received from the node itself.
     FromHost = 5,
+    /// Received through the tunnel.
+    FromOverlay = 6,
+    /// Sent into the tunnel.
+    ToOverlay = 7,
 }
 
 /// Number of [`Point`]s.
-pub const POINTS: u32 = 6;
+pub const POINTS: u32 = 8;
 
 impl Point {
     /// Every point, in the order of their numbers.
@@ -225,6 +240,8 @@ impl Point {
         Self::ToNetwork,
         Self::ToStack,
         Self::FromHost,
+        Self::FromOverlay,
+        Self::ToOverlay,
     ];
 
     /// The field's word for it.
@@ -236,6 +253,8 @@ impl Point {
             Self::ToNetwork => "to-network",
             Self::ToStack => "to-stack",
             Self::FromHost => "from-host",
+            Self::FromOverlay => "from-overlay",
+            Self::ToOverlay => "to-overlay",
         }
     }
 }
@@ -307,10 +326,12 @@ pub enum DropReason {
     ConnectionInsertFailed = 11,
     /// A piece of a packet whose first piece, the one with the ports, was not seen.
     FragmentNotFound = 12,
+    /// The address belongs to the tunnel, but no node is known to have it.
+    NoTunnelEndpoint = 13,
 }
 
 /// Number of [`DropReason`]s.
-pub const DROP_REASONS: u32 = 13;
+pub const DROP_REASONS: u32 = 14;
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
@@ -328,6 +349,7 @@ impl DropReason {
         Self::NatUnsupportedProtocol,
         Self::ConnectionInsertFailed,
         Self::FragmentNotFound,
+        Self::NoTunnelEndpoint,
     ];
 
     /// The field's words for it.
@@ -346,6 +368,7 @@ impl DropReason {
             Self::NatUnsupportedProtocol => "Unsupported protocol for NAT masquerade",
             Self::ConnectionInsertFailed => "CT: Map insertion failed",
             Self::FragmentNotFound => "First logical datagram fragment not found",
+            Self::NoTunnelEndpoint => "No tunnel/encapsulation endpoint",
         }
     }
 }

@@ -25,7 +25,9 @@ mod deliver;
 mod from_endpoint;
 mod from_host;
 mod from_network;
+mod from_overlay;
 mod masquerade;
+mod overlay;
 mod packet;
 mod report;
 mod rewrite;
@@ -60,6 +62,12 @@ pub fn from_host(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_network(ctx: TcContext) -> i32 {
     to_network::run(ctx.skb.skb)
+}
+
+/// Ingress of the tunnel's device: what other nodes have wrapped for this one.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    from_overlay::run(ctx.skb.skb)
 }
 
 /// `bpf_redirect_neigh` and `bpf_redirect_peer` are GPL-only helpers.
