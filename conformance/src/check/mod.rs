@@ -47,6 +47,9 @@ mod evidence;
 mod native;
 mod result;
 mod scan;
+mod soundness;
+mod vxlan;
+mod wrapped;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -100,9 +103,12 @@ pub fn run(files: &[PathBuf], expectation: Expectation, context: &Context) -> Re
     let scan = scan::scan(&opened, context)?;
     let outcome = match expectation {
         Expectation::Native => native::judge(&scan, &opened, context)?,
+        Expectation::Vxlan => vxlan::judge(&scan, &opened, context)?,
     };
     Ok(result::assemble(expectation, context, scan, outcome, started.elapsed()))
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vxlan_tests;

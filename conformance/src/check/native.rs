@@ -5,6 +5,7 @@ use super::correlate::{Replaced, correlate, resolve};
 use super::evidence::Evidence;
 use super::result::{CheckResult, Count, Message, Verdict};
 use super::scan::{Found, PacketRef, Scan};
+use super::soundness::{complete, count, losses, negative};
 use super::{CheckError, Context, FlowHint};
 use crate::read::CaptureFile;
 
@@ -71,10 +72,6 @@ struct Judge<'s> {
     replaced: Vec<Replaced>,
 }
 
-fn count(label: &'static str, value: u64) -> Count {
-    Count { label, value }
-}
-
 impl Judge<'_> {
     fn result(
         &self,
@@ -101,48 +98,12 @@ impl Judge<'_> {
         self.scan.on_wire.count + self.scan.encapsulated.count
     }
 
-    /// What makes the capture incomplete; empty if it is whole.
     fn losses(&self) -> Vec<Message> {
-        let mut losses = Vec::new();
-        for file in &self.scan.files {
-            for interface in file
-                .interfaces
-                .iter()
-                .filter(|interface| interface.dropped.is_some_and(|dropped| dropped > 0))
-            {
-                let dropped = interface.dropped.unwrap_or(0);
-                losses.push(
-                    Message::new("loss-dropped")
-                        .with("count", dropped)
-                        .with("interface", &interface.name)
-                        .with("file", &file.path),
-                );
-            }
-            if let Some(offset) = file.truncated_at {
-                losses.push(Message::new("loss-truncated").with("file", &file.path).with("offset", offset));
-            }
-        }
-        if self.scan.unread.count > 0 {
-            losses.push(Message::new("loss-unread").with("count", self.scan.unread.count));
-        }
-        if self.scan.conversations.overflow {
-            losses.push(Message::new("loss-overflow"));
-        }
-        losses
+        losses(self.scan)
     }
 
-    /// `Held` if the positive control and the capture allow a negative answer, else `Inconclusive` with the reasons.
     fn negative(&self, held: Message) -> (Verdict, Vec<Message>) {
-        let losses = self.losses();
-        if self.pod_packets() == 0 {
-            return (Verdict::Inconclusive, vec![Message::new("why-no-positive-control")]);
-        }
-        if losses.is_empty() {
-            return (Verdict::Held, vec![held]);
-        }
-        let mut explanation = vec![Message::new("why-incomplete")];
-        explanation.extend(losses);
-        (Verdict::Inconclusive, explanation)
+        negative(self.scan, self.pod_packets(), held)
     }
 
     fn saw_pod_traffic(&self) -> CheckResult {
@@ -191,27 +152,7 @@ impl Judge<'_> {
     }
 
     fn capture_complete(&self) -> CheckResult {
-        let losses = self.losses();
-        let mut explanation = losses.clone();
-        let verdict = if losses.is_empty() { Verdict::Held } else { Verdict::Inconclusive };
-        if losses.is_empty() {
-            let counted = self
-                .scan
-                .files
-                .iter()
-                .flat_map(|file| &file.interfaces)
-                .all(|interface| interface.dropped.is_some());
-            explanation.push(Message::new(if counted { "why-complete" } else { "why-complete-uncounted" }));
-        }
-        if self.scan.shortened > 0 {
-            explanation.push(Message::new("why-shortened").with("count", self.scan.shortened));
-        }
-        let counts = vec![
-            count("n-packets", self.scan.packets),
-            count("n-dropped", self.scan.dropped()),
-            count("n-unread", self.scan.unread.count),
-            count("n-shortened", self.scan.shortened),
-        ];
+        let (verdict, explanation, counts) = complete(self.scan);
         self.result(1, verdict, explanation, counts, self.scan.unread.evidence.clone())
     }
 
