@@ -3,11 +3,16 @@
 use std::net::Ipv4Addr;
 
 use podwire_abi::{DropReason, IpcacheEntry, NodeConfig, Point, identity, to_wire};
-use podwire_agent::{datapath::AttachMode, netlink::Netlink, overlay};
+use podwire_agent::{
+    datapath::{AttachMode, Datapath},
+    netlink::Netlink,
+    overlay,
+};
 
 use crate::{
     net::{Cluster, Node, Pod, Setup, TCX, ifindex, inside, isolated, sh},
     outside::{self, COMPANY, ROUTER, Tcp, ask, assert_no_drops, ip, udp},
+    takeover::without_loss,
     tap::{Frame, Tap},
 };
 
@@ -259,6 +264,27 @@ fn a_node_goes_to_the_tunnel_and_back() {
             !one.datapath.attachments().unwrap().iter().any(|(hook, _)| hook.program() == "from_overlay")
         );
     });
+}
+
+#[test]
+fn restarts_cost_no_packet() {
+    for mode in [AttachMode::Tcx, AttachMode::Clsact] {
+        isolated(|| {
+            let mut cluster = cluster(Setup { mode, ..TCX });
+            let (a, c) = (pod(&cluster.nodes[0], 10), pod(&cluster.nodes[1], 10));
+            let count = without_loss(&a, &c, || {
+                for round in 0..8 {
+                    let node = &mut cluster.nodes[round % 2];
+                    node.datapath =
+                        inside(&node.name, || Datapath::open_in(&node.pin_dir, node.setup.mode).unwrap());
+                    let [one, two] = &cluster.nodes;
+                    let (node, peer) = if round % 2 == 0 { (one, two) } else { (two, one) };
+                    start_tunnel(node, peer);
+                }
+            });
+            assert!(count > 2000, "{count}");
+        });
+    }
 }
 
 #[test]
