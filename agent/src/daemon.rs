@@ -21,7 +21,7 @@ use podwire_api::names::{
     STATE_DIR,
 };
 use podwire_api::nodenetwork::NodeNetwork;
-use podwire_api::values::{IpamMode, Values};
+use podwire_api::values::{IpamMode, RoutingMode, Values};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -43,6 +43,7 @@ use crate::kubernetes::startup::{OwnNode, StartupError, only, own_cidrs, own_nod
 use crate::kubernetes::watch::watch;
 use crate::local_api;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::overlay::{self, OverlayError};
 use crate::routes::reconcile::Outcome;
 use crate::services::plan::Plan as Services;
 use crate::store::{Store as StateStore, StoreError};
@@ -71,6 +72,8 @@ pub enum DaemonError {
     Ipam(#[from] IpamError),
     #[error(transparent)]
     Host(#[from] HostError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
@@ -284,7 +287,9 @@ fn prepare(
     host::apply_sysctls()?;
     let mut netlink = Netlink::open()?;
     let underlay = host::find_underlay(&mut netlink, node.internal_ip, &values.devices)?;
-    let mtu = if values.mtu == 0 { underlay.link.mtu } else { values.mtu };
+    let tunnel = values.routing_mode == RoutingMode::Tunnel;
+    let overhead = if tunnel { overlay::OVERHEAD } else { 0 };
+    let mtu = if values.mtu == 0 { underlay.link.mtu.saturating_sub(overhead) } else { values.mtu };
     let pools: &[ipnet::Ipv4Net] = match values.ipam.mode {
         IpamMode::Kubernetes => &[],
         IpamMode::ClusterPool => &values.ipam.operator.pod_cidr_list,
@@ -298,6 +303,14 @@ fn prepare(
         let native = values.ipv4_native_routing_cidr.iter();
         config = config.masquerading(native.map(|cidr| (cidr.network(), cidr.prefix_len())));
     }
+    let overlay = if tunnel {
+        let device = overlay::ensure(&mut netlink, values.tunnel_port(), mtu)?;
+        // At once: an agent that starts must not stop the tunnel that the one before has left.
+        config = config.tunnelling(device.index, mtu);
+        Some(device.index)
+    } else {
+        None
+    };
     datapath.set_config(config)?;
     // Endpoints first: what comes from the wire then finds them.
     let store = StateStore::open(STATE_DIR.as_ref())?;
@@ -306,8 +319,14 @@ fn prepare(
     let (core, restored) = Core::restore(settings, pool, store, Arc::new(datapath.clone()))?;
     tracing::info!("{} endpoints kept, {} orphans collected", restored.kept, restored.orphans);
     health.report("endpoints", restored.problems, format!("{} restored", restored.kept));
-    if !values.endpoint_routes.enabled {
+    if routes::needs_host_program(values) {
         datapath.attach_host_device(host_link.index)?;
+    }
+    if let Some(index) = overlay {
+        datapath.attach_overlay_device(index, mtu)?;
+    } else {
+        datapath.detach_overlay_devices()?;
+        overlay::remove(&mut netlink)?;
     }
     datapath.attach_network_device(underlay.link.index)?;
     masquerade::apply(&datapath, values, node.internal_ip)?;
@@ -407,7 +426,8 @@ fn routes_controller(
 ) -> routes::Controller {
     let (nodes, own) = (stores.nodes.clone(), node.name.clone());
     let (for_underlay, for_host) = (prepared.datapath.clone(), prepared.datapath.clone());
-    let through_host = !values.endpoint_routes.enabled;
+    let (for_overlay, mtu) = (prepared.datapath.clone(), prepared.mtu);
+    let through_host = routes::needs_host_program(values);
     let set_host = move |index| {
         if through_host { for_host.attach_host_device(index) } else { for_host.detach_host_device(index) }
     };
@@ -422,6 +442,7 @@ fn routes_controller(
         devices: routes::Devices {
             attach_underlay: Box::new(move |index| Ok(for_underlay.attach_network_device(index)?)),
             set_host: Box::new(move |index| Ok(set_host(index)?)),
+            set_overlay: Box::new(move |index| Ok(for_overlay.attach_overlay_device(index, mtu)?)),
         },
         mtu: prepared.mtu,
         outcome: outcome.clone(),

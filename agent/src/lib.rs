@@ -21,6 +21,7 @@ pub mod logging;
 pub mod masquerade;
 pub mod netlink;
 pub mod operator;
+pub mod overlay;
 pub mod routes;
 pub mod services;
 pub mod signal;

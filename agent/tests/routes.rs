@@ -15,7 +15,7 @@ use podwire_agent::health::Health;
 use podwire_agent::netlink::Netlink;
 use podwire_agent::routes::plan::{Inputs, Peer, plan};
 use podwire_agent::routes::reconcile::{Outcome, Reconciler};
-use podwire_api::values::Values;
+use podwire_api::values::{RoutingMode, Values};
 
 /// A node on an underlay with the routes controller running, as the daemon runs it.
 struct Routed {
@@ -29,6 +29,8 @@ struct Routed {
     values: Values,
     /// The table's destinations when podwire_host got its program, or lost it.
     at_set_host: Arc<Mutex<Vec<Ipv4Net>>>,
+    /// Every device that was given to the datapath for the tunnel.
+    overlays: Arc<Mutex<Vec<u32>>>,
 }
 
 fn peer(name: &str, ip: &str, cidr: &str) -> Peer {
@@ -61,6 +63,7 @@ impl Routed {
             thread: None,
             values,
             at_set_host: Arc::default(),
+            overlays: Arc::default(),
         };
         routed.start();
         routed
@@ -68,6 +71,7 @@ impl Routed {
 
     fn start(&mut self) {
         let (peers, seen) = (self.peers.clone(), self.at_set_host.clone());
+        let overlays = self.overlays.clone();
         let controller = Controller {
             core: self.node.core().clone(),
             values: self.values.clone(),
@@ -77,6 +81,10 @@ impl Routed {
                 attach_underlay: Box::new(|_| Ok(())),
                 set_host: Box::new(move |_| {
                     *seen.lock().unwrap() = Netlink::open()?.routes()?.iter().map(|r| r.dst).collect();
+                    Ok(())
+                }),
+                set_overlay: Box::new(move |index| {
+                    overlays.lock().unwrap().push(index);
                     Ok(())
                 }),
             },
@@ -249,6 +257,46 @@ fn without_endpoint_routes_podwire_host_carries_the_cidr() {
     routed.node.ns.ip("link delete podwire_host");
     routed.until("made again", |t| t.contains(wanted));
     assert!(routed.node.ns.ip("-4 address show dev podwire_host").contains("10.244.0.1/32"));
+}
+
+/// An agent restarts with the routing mode switched, and switched back.
+#[test]
+fn a_tunnel_has_a_device_and_routes_to_every_peer() {
+    let mut routed = Routed::new(true, false);
+    let peers = || {
+        vec![
+            peer("k8s-w1", "192.168.10.101", "10.244.1.0/24"),
+            peer("k8s-w0", "192.168.20.100", "10.244.2.0/24"),
+        ]
+    };
+    routed.set_peers(peers());
+    routed.until("direct", |t| t.contains(TO_W1));
+    routed.stop();
+    let native = routed.values.clone();
+    routed.values.routing_mode = RoutingMode::Tunnel;
+    routed.values.auto_direct_node_routes = false;
+    routed.outcome.store(Arc::default());
+    routed.start();
+    routed.until("both by the tunnel", |_| routed.outcome.load().installed == 3);
+    let table = routed.table();
+    for net in ["10.244.1.0/24", "10.244.2.0/24"] {
+        let line = format!("{net} via 10.244.0.1 dev podwire_host proto kernel src 10.244.0.1");
+        assert!(table.contains(&line), "{table}");
+    }
+    assert_eq!(routed.outcome.load().errors, [""; 0]);
+    let index =
+        || routed.node.ns.run(|| Netlink::open().unwrap().link("podwire_vxlan").unwrap().map(|l| l.index));
+    assert_eq!(*routed.overlays.lock().unwrap(), [index().unwrap()]);
+    // Deleted by hand: made again, and the datapath is told.
+    routed.node.ns.ip("link delete podwire_vxlan");
+    routed.until("made again", |_| {
+        routed.overlays.lock().unwrap().last().copied() == index()
+            && routed.overlays.lock().unwrap().len() == 2
+    });
+    routed.stop();
+    routed.values = native;
+    routed.start();
+    routed.until("direct again", |t| t.contains(TO_W1) && !t.contains("podwire_host proto"));
 }
 
 /// An agent restarts with endpointRoutes switched: there is a way to each pod at every moment.

@@ -40,6 +40,8 @@ pub const CNI_PLUGIN: &str = "podwire-cni";
 pub const HOST_DEVICE: &str = "podwire_host";
 /// The peer of [`HOST_DEVICE`].
 pub const HOST_DEVICE_PEER: &str = "podwire_net";
+/// The node's device that wraps packets for other nodes' pods in VXLAN (`routingMode=tunnel`).
+pub const VXLAN_DEVICE: &str = "podwire_vxlan";
 /// Prefix of the node's end of each pod's veth, followed by a hash of the container ID.
 pub const ENDPOINT_DEVICE_PREFIX: &str = "lxc";
 /// The node's device on its underlay subnet.

@@ -6,6 +6,7 @@
 mod cidrs;
 mod config_map;
 mod ip_masq_agent;
+mod tunnel;
 mod upgrade;
 
 use std::fmt;
@@ -33,6 +34,10 @@ pub struct Values {
     pub ipam: Ipam,
     /// Native routing or an overlay.
     pub routing_mode: RoutingMode,
+    /// How packets are wrapped (`routingMode=tunnel`).
+    pub tunnel_protocol: TunnelProtocol,
+    /// UDP port of the wrapped packets, the same on every node; 0: the protocol's usual one.
+    pub tunnel_port: u16,
     /// Install a route to each peer's pod CIDR where the peer is on the same L2 network.
     pub auto_direct_node_routes: bool,
     /// Skip peers that are not on the same L2 network instead of reporting an error for each.
@@ -122,6 +127,8 @@ impl Default for Values {
             k8s_service_port: crate::names::API_SERVER_PORT,
             ipam: Ipam::default(),
             routing_mode: RoutingMode::default(),
+            tunnel_protocol: TunnelProtocol::default(),
+            tunnel_port: 0,
             auto_direct_node_routes: false,
             direct_routing_skip_unreachable: false,
             ipv4_native_routing_cidr: Vec::new(),
@@ -215,6 +222,17 @@ word_enum! {
     }
 }
 
+word_enum! {
+    /// How packets are wrapped.
+    TunnelProtocol {
+        /// VXLAN (RFC 7348), on the port that Linux had before there was a registered one.
+        #[default]
+        Vxlan = "vxlan",
+        /// Geneve (RFC 8926).
+        Geneve = "geneve",
+    }
+}
+
 /// Why values were refused. The message names the key, the cause and the mend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValuesError {
@@ -291,13 +309,7 @@ impl Values {
     pub fn validate(&self) -> Result<(), ValuesError> {
         let invalid =
             |key, cause: String, mend: &str| Err(ValuesError::Invalid { key, cause, mend: mend.into() });
-        if self.routing_mode == RoutingMode::Tunnel {
-            return invalid(
-                "routingMode",
-                "tunnel is not implemented yet".into(),
-                "write routingMode=native",
-            );
-        }
+        self.validate_tunnel()?;
         if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_empty() {
             return invalid(
                 "ipv4NativeRoutingCIDR",

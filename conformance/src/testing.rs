@@ -72,10 +72,17 @@ impl Build {
         Self { bytes }
     }
 
-    /// The packet in a VXLAN packet between two machines.
+    /// The packet in a VXLAN packet between two machines, with network identifier 7.
     #[must_use]
     pub fn in_vxlan(self, source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Self {
-        let mut payload = vec![8, 0, 0, 0, 0, 0, 7, 0];
+        self.in_network(7, (source, destination), port)
+    }
+
+    /// The packet in a VXLAN packet between two machines, with a network identifier.
+    #[must_use]
+    pub fn in_network(self, vni: u32, (source, destination): (Ipv4Addr, Ipv4Addr), port: u16) -> Self {
+        let mut payload = vec![8, 0, 0, 0];
+        payload.extend((vni << 8).to_be_bytes());
         payload.extend(self.frame());
         Self::udp((source, destination), (54321, port), 9, &payload)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use podwire_api::values::Values;
+use podwire_api::values::{RoutingMode, Values};
 
 use crate::core::Core;
 use crate::datapath_ops::Failure;
@@ -13,7 +13,8 @@ use crate::health::Health;
 use crate::host::{HostError, ensure_host_device, find_underlay};
 use crate::netlink::monitor::Monitor;
 use crate::netlink::{Netlink, NetlinkError};
-use crate::routes::plan::{Inputs, Peer, plan};
+use crate::overlay::{self, OverlayError};
+use crate::routes::plan::{Inputs, Peer, ToPeers, plan};
 use crate::routes::reconcile::{Outcome, ReconcileError, Reconciler};
 
 /// Name of this part in `podwire status`.
@@ -29,8 +30,15 @@ pub type Attach = Box<dyn Fn(u32) -> Result<(), Failure> + Send>;
 pub struct Devices {
     /// Attaches to the underlay device.
     pub attach_underlay: Attach,
-    /// Attaches to podwire_host, or with endpointRoutes on takes the program from it.
+    /// Attaches to podwire_host, or where no routes lead there takes the program from it.
     pub set_host: Attach,
+    /// Gives the tunnel's device to the datapath.
+    pub set_overlay: Attach,
+}
+
+/// Whether routes lead to podwire_host, where the program knows the rest of the way.
+pub fn needs_host_program(values: &Values) -> bool {
+    values.routing_mode == RoutingMode::Tunnel || !values.endpoint_routes.enabled
 }
 
 /// What the controller works with.
@@ -45,7 +53,7 @@ pub struct Controller {
     pub peers: Box<dyn Fn() -> Option<Vec<Peer>> + Send>,
     /// The datapath's part.
     pub devices: Devices,
-    /// MTU of podwire_host.
+    /// MTU of podwire_host, and of the tunnel's device.
     pub mtu: u32,
     /// Where the last outcome is shown.
     pub outcome: Arc<ArcSwap<Outcome>>,
@@ -62,6 +70,8 @@ enum RunError {
     Host(#[from] HostError),
     #[error(transparent)]
     Reconcile(#[from] ReconcileError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     #[error("datapath: {0}")]
     Datapath(Failure),
 }
@@ -71,6 +81,7 @@ struct Memory {
     reconciler: Reconciler,
     underlay: Option<u32>,
     host: Option<u32>,
+    overlay: Option<u32>,
 }
 
 impl Controller {
@@ -82,7 +93,7 @@ impl Controller {
             (Err(cause), _) => return self.health.fail(PART, cause.to_string()),
             (_, Err(cause)) => return self.health.fail(PART, cause.to_string()),
         };
-        let memory = Memory { reconciler, underlay: None, host: None };
+        let memory = Memory { reconciler, underlay: None, host: None, overlay: None };
         let mut state = Some((self, memory));
         let mut failed = false;
         loop {
@@ -131,7 +142,7 @@ impl Controller {
         let pool = self.core.pool();
         let (host, _) = ensure_host_device(&mut netlink, &pool.routers(), self.mtu)?;
         // The program is on podwire_host as long as a route to pods leads there.
-        let by_host = !self.values.endpoint_routes.enabled;
+        let by_host = needs_host_program(&self.values);
         if by_host {
             self.set_host(memory, host.index)?;
         }
@@ -139,6 +150,13 @@ impl Controller {
         if memory.underlay != Some(underlay.link.index) {
             (self.devices.attach_underlay)(underlay.link.index).map_err(RunError::Datapath)?;
             memory.underlay = Some(underlay.link.index);
+        }
+        if self.values.routing_mode == RoutingMode::Tunnel {
+            let device = overlay::ensure(&mut netlink, self.values.tunnel_port(), self.mtu)?;
+            if memory.overlay != Some(device.index) {
+                (self.devices.set_overlay)(device.index).map_err(RunError::Datapath)?;
+                memory.overlay = Some(device.index);
+            }
         }
         let live = self.core.live();
         let inputs = Inputs {
@@ -148,8 +166,7 @@ impl Controller {
             pod_cidrs: pool.cidrs().to_vec(),
             peers: (self.peers)(),
             endpoints: live.iter().map(|l| (l.endpoint.ip, l.endpoint.key().device())).collect(),
-            auto_direct_node_routes: self.values.auto_direct_node_routes,
-            skip_unreachable: self.values.direct_routing_skip_unreachable,
+            to_peers: ToPeers::of(&self.values),
             endpoint_routes: self.values.endpoint_routes.enabled,
         };
         let outcome = memory.reconciler.run(&mut netlink, &plan(&inputs))?;

@@ -50,11 +50,14 @@ pub enum Hook {
     FromHost,
     /// Egress of an underlay device.
     ToNetwork,
+    /// Ingress of the tunnel's device.
+    FromOverlay,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::FromNetwork, Self::FromHost, Self::ToNetwork];
+    pub const ALL: [Self; 5] =
+        [Self::FromEndpoint, Self::FromNetwork, Self::FromHost, Self::ToNetwork, Self::FromOverlay];
 
     /// Name of its program.
     pub const fn program(self) -> &'static str {
@@ -63,19 +66,20 @@ impl Hook {
             Self::FromNetwork => "from_network",
             Self::FromHost => "from_host",
             Self::ToNetwork => "to_network",
+            Self::FromOverlay => "from_overlay",
         }
     }
 
     const fn tcx_point(self) -> TcxPoint {
         match self {
-            Self::FromEndpoint | Self::FromNetwork => TcxPoint::Ingress,
+            Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => TcxPoint::Ingress,
             Self::FromHost | Self::ToNetwork => TcxPoint::Egress,
         }
     }
 
     const fn tc_type(self) -> TcAttachType {
         match self {
-            Self::FromEndpoint | Self::FromNetwork => TcAttachType::Ingress,
+            Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => TcAttachType::Ingress,
             Self::FromHost | Self::ToNetwork => TcAttachType::Egress,
         }
     }

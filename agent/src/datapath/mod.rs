@@ -206,6 +206,31 @@ impl Datapath {
         self.inner.attachments.detach(Hook::FromHost, ifindex)
     }
 
+    /// From now on packets for other nodes' pods go by this device, and what comes by it is delivered. Idempotent. An agent
+    /// that starts calls it after it has added the pods that it restores.
+    pub fn attach_overlay_device(&self, ifindex: u32, mtu: u32) -> Result<()> {
+        self.attach(Hook::FromOverlay, ifindex)?;
+        self.set_tunnel(ifindex, mtu)
+    }
+
+    /// From now on packets for other nodes' pods go as they are, and no device is the tunnel's. Idempotent.
+    pub fn detach_overlay_devices(&self) -> Result<()> {
+        self.set_tunnel(0, 0)?;
+        for (hook, ifindex) in self.attachments()? {
+            if hook == Hook::FromOverlay {
+                self.inner.attachments.detach(hook, ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_tunnel(&self, ifindex: u32, mtu: u32) -> Result<()> {
+        if let Some(withheld) = &mut *lock(&self.inner.withheld) {
+            *withheld = withheld.tunnelling(ifindex, mtu);
+        }
+        self.change_config(|config| config.tunnelling(ifindex, mtu))
+    }
+
     /// What programs of ours are attached: hook and index of the device.
     pub fn attachments(&self) -> Result<Vec<(Hook, u32)>> {
         self.inner.attachments.list()

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use podwire_abi::connection::MAX_MASQUERADE_ADDRESSES;
-use podwire_api::names::{ENDPOINT_DEVICE_PREFIX, HOST_DEVICE, HOST_DEVICE_PEER};
+use podwire_api::names::{ENDPOINT_DEVICE_PREFIX, HOST_DEVICE, HOST_DEVICE_PEER, VXLAN_DEVICE};
 
 use crate::datapath::MasqueradeAddresses;
 use crate::netlink::link::Link;
@@ -16,8 +16,17 @@ use crate::netlink::route::KernelRoute;
 
 /// Beginnings of names of devices that lead to no network outside the node: those of the agent, and those that container
 /// runtimes, hypervisors and other plugins make for their own guests.
-const NOT_OUTSIDE: [&str; 8] =
-    [ENDPOINT_DEVICE_PREFIX, HOST_DEVICE, HOST_DEVICE_PEER, "docker", "br-", "cni", "virbr", "veth"];
+const NOT_OUTSIDE: [&str; 9] = [
+    ENDPOINT_DEVICE_PREFIX,
+    HOST_DEVICE,
+    HOST_DEVICE_PEER,
+    VXLAN_DEVICE,
+    "docker",
+    "br-",
+    "cni",
+    "virbr",
+    "veth",
+];
 
 /// How many routes of a device are told apart. The map has room for four such devices.
 const MAX_ROUTES: usize = MAX_MASQUERADE_ADDRESSES as usize / 4;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use podwire_api::names::HOST_DEVICE;
+use podwire_api::values::{RoutingMode, Values};
 
 use super::Route;
 use crate::wiring::host_net;
@@ -18,6 +19,34 @@ pub struct Peer {
     pub internal_ip: Option<Ipv4Addr>,
     /// Its pod CIDRs.
     pub pod_cidrs: Vec<Ipv4Net>,
+}
+
+/// How other nodes' pods are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ToPeers {
+    /// By routes that somebody else installs.
+    #[default]
+    ByOthers,
+    /// By a route to each peer on the same L2 network (`autoDirectNodeRoutes`).
+    Direct {
+        /// Value `directRoutingSkipUnreachable`.
+        skip_unreachable: bool,
+    },
+    /// Through the tunnel (`routingMode=tunnel`).
+    Tunnel,
+}
+
+impl ToPeers {
+    /// What these values ask for.
+    pub fn of(values: &Values) -> Self {
+        match (values.routing_mode, values.auto_direct_node_routes) {
+            (RoutingMode::Tunnel, _) => Self::Tunnel,
+            (RoutingMode::Native, true) => {
+                Self::Direct { skip_unreachable: values.direct_routing_skip_unreachable }
+            }
+            (RoutingMode::Native, false) => Self::ByOthers,
+        }
+    }
 }
 
 /// Everything from which the routes follow.
@@ -35,10 +64,8 @@ pub struct Inputs {
     pub peers: Option<Vec<Peer>>,
     /// The pods of this node: address and device.
     pub endpoints: Vec<(Ipv4Addr, String)>,
-    /// Value `autoDirectNodeRoutes`.
-    pub auto_direct_node_routes: bool,
-    /// Value `directRoutingSkipUnreachable`.
-    pub skip_unreachable: bool,
+    /// How other nodes' pods are reached.
+    pub to_peers: ToPeers,
     /// Value `endpointRoutes.enabled`.
     pub endpoint_routes: bool,
 }
@@ -66,18 +93,25 @@ pub fn plan(inputs: &Inputs) -> Plan {
             src: None,
         }));
     } else if let Some(router) = inputs.router {
-        plan.routes.insert(Route { dst: host_net(router), via: None, dev: HOST_DEVICE.into(), src: None });
-        plan.routes.extend(inputs.pod_cidrs.iter().map(|cidr| Route {
-            dst: *cidr,
-            via: Some(router),
-            dev: HOST_DEVICE.into(),
-            src: Some(router),
-        }));
+        plan.routes.extend(inputs.pod_cidrs.iter().map(|cidr| through_host(*cidr, router)));
     }
-    if inputs.auto_direct_node_routes {
+    if let Some(router) = inputs.router.filter(|_| uses_host_device(inputs)) {
+        plan.routes.insert(Route { dst: host_net(router), via: None, dev: HOST_DEVICE.into(), src: None });
+    }
+    if inputs.to_peers != ToPeers::ByOthers {
         plan_peers(inputs, &mut plan);
     }
     plan
+}
+
+/// Whether routes lead to podwire_host, whose program knows the rest of the way.
+fn uses_host_device(inputs: &Inputs) -> bool {
+    inputs.to_peers == ToPeers::Tunnel || !inputs.endpoint_routes
+}
+
+/// What the node itself sends there has its router address: pods know the way back to that one.
+fn through_host(dst: Ipv4Net, router: Ipv4Addr) -> Route {
+    Route { dst, via: Some(router), dev: HOST_DEVICE.into(), src: Some(router) }
 }
 
 fn plan_peers(inputs: &Inputs, plan: &mut Plan) {
@@ -89,8 +123,10 @@ fn plan_peers(inputs: &Inputs, plan: &mut Plan) {
     for peer in peers {
         let Some(ip) = peer.internal_ip.filter(|_| !peer.pod_cidrs.is_empty()) else { continue };
         // On the same L2 network: a subnet of the device holds it, so no gateway is between.
-        if !inputs.subnets.iter().any(|s| s.contains(&ip)) {
-            if !inputs.skip_unreachable {
+        if let ToPeers::Direct { skip_unreachable } = inputs.to_peers
+            && !inputs.subnets.iter().any(|s| s.contains(&ip))
+        {
+            if !skip_unreachable {
                 plan.errors.push(format!(
                     "route to node {} is not reachable. Add \"direct-routing-skip-unreachable\" to skip unreachable routes \
                      ({ip} is not in a subnet of {})",
@@ -108,7 +144,16 @@ fn plan_peers(inputs: &Inputs, plan: &mut Plan) {
                 continue;
             }
             claimed.push((*cidr, format!("node {}", peer.name)));
-            plan.routes.insert(Route { dst: *cidr, via: Some(ip), dev: inputs.device.clone(), src: None });
+            if inputs.to_peers != ToPeers::Tunnel {
+                plan.routes.insert(Route {
+                    dst: *cidr,
+                    via: Some(ip),
+                    dev: inputs.device.clone(),
+                    src: None,
+                });
+            } else if let Some(router) = inputs.router {
+                plan.routes.insert(through_host(*cidr, router));
+            }
         }
     }
 }
@@ -137,8 +182,7 @@ mod tests {
                 peer("k8s-w0", "192.168.20.100", "10.244.2.0/24"),
             ]),
             endpoints: vec![("10.244.0.7".parse().unwrap(), "lxc1".into())],
-            auto_direct_node_routes: true,
-            skip_unreachable: false,
+            to_peers: ToPeers::Direct { skip_unreachable: false },
             endpoint_routes: true,
         }
     }
@@ -161,13 +205,13 @@ mod tests {
         assert!(planned.errors[0].starts_with(
             "route to node k8s-w0 is not reachable. Add \"direct-routing-skip-unreachable\" to skip unreachable routes"
         ));
-        let skipped = plan(&Inputs { skip_unreachable: true, ..inputs() });
+        let skipped = plan(&Inputs { to_peers: ToPeers::Direct { skip_unreachable: true }, ..inputs() });
         assert_eq!((skipped.routes, skipped.errors.len()), (planned.routes, 0));
     }
 
     #[test]
     fn without_endpoint_routes_the_cidr_goes_to_podwire_host() {
-        let planned = plan(&Inputs { endpoint_routes: false, auto_direct_node_routes: false, ..inputs() });
+        let planned = plan(&Inputs { endpoint_routes: false, to_peers: ToPeers::ByOthers, ..inputs() });
         assert_eq!(
             lines(&planned),
             [
@@ -175,6 +219,21 @@ mod tests {
                 "10.244.0.1 dev podwire_host proto kernel scope link"
             ]
         );
+    }
+
+    #[test]
+    fn a_tunnel_reaches_every_node_by_podwire_host() {
+        let planned = plan(&Inputs { to_peers: ToPeers::Tunnel, ..inputs() });
+        assert_eq!(
+            lines(&planned),
+            [
+                "10.244.0.1 dev podwire_host proto kernel scope link",
+                "10.244.0.7 dev lxc1 proto kernel scope link",
+                "10.244.1.0/24 via 10.244.0.1 dev podwire_host proto kernel src 10.244.0.1",
+                "10.244.2.0/24 via 10.244.0.1 dev podwire_host proto kernel src 10.244.0.1",
+            ]
+        );
+        assert_eq!(planned.errors, [""; 0]);
     }
 
     #[test]

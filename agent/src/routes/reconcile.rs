@@ -94,12 +94,15 @@ impl Reconciler {
         let form = |route: &Route| kernel_form(route, &devices);
         // What is no longer wanted goes last: there is no moment without a way.
         let mut added = 0;
+        // Link routes first: a gateway must be reachable before it is used.
+        let (link, via): (Vec<_>, Vec<_>) = actions.add.iter().partition(|r| r.via.is_none());
+        for route in link {
+            added += usize::from(carry_out("added", route, form(route).map(|f| f.add())));
+        }
         for route in &actions.replace {
             added += usize::from(carry_out("replaced", route, form(route).map(|f| f.replace())));
         }
-        // Link routes first: a gateway must be reachable before it is used.
-        let (link, via): (Vec<_>, Vec<_>) = actions.add.iter().partition(|r| r.via.is_none());
-        for route in link.into_iter().chain(via) {
+        for route in via {
             added += usize::from(carry_out("added", route, form(route).map(|f| f.add())));
         }
         for route in &actions.delete {

@@ -16,3 +16,4 @@ mod refusals;
 mod services;
 mod takeover;
 mod tap;
+mod tunnel;

@@ -69,7 +69,7 @@ impl Drop for Stop<'_> {
 }
 
 /// Sends datagrams from one pod to another, and back, while something happens; none may be lost.
-fn without_loss(from: &Pod, to: &Pod, happens: impl FnOnce()) -> u32 {
+pub fn without_loss(from: &Pod, to: &Pod, happens: impl FnOnce()) -> u32 {
     const WINDOW: u32 = 64;
     let server = inside(&to.netns, || UdpSocket::bind((to.ip, 0)).unwrap());
     let client = inside(&from.netns, || UdpSocket::bind((from.ip, 0)).unwrap());

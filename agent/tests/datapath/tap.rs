@@ -46,6 +46,15 @@ impl Frame {
         })
     }
 
+    /// What a VXLAN packet (RFC 7348) carries, with its network identifier.
+    pub fn in_vxlan(&self) -> Option<(u32, Self)> {
+        if self.udp_ports()?.1 != 8472 || self.payload.get(8)? & 8 == 0 {
+            return None;
+        }
+        let vni = u32::from_be_bytes(self.payload.get(12..16)?.try_into().unwrap()) >> 8;
+        Some((vni, Self::parse(self.payload.get(16..)?)?))
+    }
+
     pub fn udp_ports(&self) -> Option<(u16, u16)> {
         (self.protocol == 17 && self.offset == 0 && self.payload.len() >= 4).then(|| {
             let port = |at: usize| u16::from_be_bytes([self.payload[at], self.payload[at + 1]]);

@@ -20,6 +20,8 @@ impl Values {
             put("service-cidr", cidr.to_string());
         }
         put("routing-mode", self.routing_mode.to_string());
+        put("tunnel-protocol", self.tunnel_protocol.to_string());
+        put("tunnel-port", self.tunnel_port.to_string());
         put("auto-direct-node-routes", self.auto_direct_node_routes.to_string());
         put("direct-routing-skip-unreachable", self.direct_routing_skip_unreachable.to_string());
         if !self.ipv4_native_routing_cidr.is_empty() {
@@ -46,6 +48,8 @@ impl Values {
             v.service_cidr = Some(parse("service-cidr", cidr, "an IPv4 CIDR such as 10.96.0.0/16")?);
         }
         read(map, "routing-mode", "native or tunnel", &mut v.routing_mode)?;
+        read(map, "tunnel-protocol", "vxlan", &mut v.tunnel_protocol)?;
+        read(map, "tunnel-port", "a UDP port, or 0 for the usual one", &mut v.tunnel_port)?;
         read(map, "auto-direct-node-routes", "true or false", &mut v.auto_direct_node_routes)?;
         read(
             map,

@@ -10,7 +10,7 @@ pub mod connection;
 pub mod service;
 
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -131,6 +131,10 @@ pub struct NodeConfig {
     pub router_ip: u32,
     /// Bits of [`flags`].
     pub flags: u32,
+    /// Index of the device that wraps packets for other nodes' pods; 0 if they go as they are.
+    pub tunnel_ifindex: u32,
+    /// What is longer, from the IP header on, does not fit into the tunnel.
+    pub tunnel_mtu: u32,
     /// Zero.
     pub pad: u32,
     /// The node's own pod CIDRs: an address in there without a pod is unroutable, and is dropped here so that no
@@ -141,7 +145,7 @@ pub struct NodeConfig {
 }
 
 const _: () =
-    assert!(size_of::<NodeConfig>() == 16 + (MAX_POD_CIDRS + MAX_NATIVE_CIDRS) * size_of::<PodCidr>());
+    assert!(size_of::<NodeConfig>() == 24 + (MAX_POD_CIDRS + MAX_NATIVE_CIDRS) * size_of::<PodCidr>());
 
 impl PodCidr {
     /// The CIDR of a network address and a prefix length.
@@ -173,6 +177,13 @@ impl NodeConfig {
         for (slot, (net, prefix)) in self.native_cidrs.iter_mut().zip(native_cidrs) {
             *slot = PodCidr::new(net, prefix);
         }
+        self
+    }
+
+    /// Wraps packets for other nodes' pods by this device.
+    #[must_use]
+    pub fn tunnelling(mut self, ifindex: u32, mtu: u32) -> Self {
+        (self.tunnel_ifindex, self.tunnel_mtu) = (ifindex, mtu);
         self
     }
 }
@@ -222,10 +233,14 @@ pub enum Point {
     ToStack = 4,
     /// Received from the node itself.
     FromHost = 5,
+    /// Received through the tunnel.
+    FromOverlay = 6,
+    /// Sent into the tunnel.
+    ToOverlay = 7,
 }
 
 /// Number of [`Point`]s.
-pub const POINTS: u32 = 6;
+pub const POINTS: u32 = 8;
 
 impl Point {
     /// Every point, in the order of their numbers.
@@ -236,6 +251,8 @@ impl Point {
         Self::ToNetwork,
         Self::ToStack,
         Self::FromHost,
+        Self::FromOverlay,
+        Self::ToOverlay,
     ];
 
     /// The field's word for it.
@@ -247,6 +264,8 @@ impl Point {
             Self::ToNetwork => "to-network",
             Self::ToStack => "to-stack",
             Self::FromHost => "from-host",
+            Self::FromOverlay => "from-overlay",
+            Self::ToOverlay => "to-overlay",
         }
     }
 }
@@ -322,10 +341,12 @@ pub enum DropReason {
     UnknownConnection = 13,
     /// Sent to a service's address by other means than a socket that was given a backend.
     ServiceBackendNotFound = 14,
+    /// The address belongs to the tunnel, but no node is known to have it.
+    NoTunnelEndpoint = 15,
 }
 
 /// Number of [`DropReason`]s.
-pub const DROP_REASONS: u32 = 15;
+pub const DROP_REASONS: u32 = 16;
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
@@ -345,6 +366,7 @@ impl DropReason {
         Self::FragmentNotFound,
         Self::UnknownConnection,
         Self::ServiceBackendNotFound,
+        Self::NoTunnelEndpoint,
     ];
 
     /// The field's words for it.
@@ -365,6 +387,7 @@ impl DropReason {
             Self::FragmentNotFound => "First logical datagram fragment not found",
             Self::UnknownConnection => "Unknown connection tracking state",
             Self::ServiceBackendNotFound => "Service backend not found",
+            Self::NoTunnelEndpoint => "No tunnel/encapsulation endpoint",
         }
     }
 }
@@ -459,7 +482,7 @@ mod tests {
         }
         assert!(Point::try_from(POINTS as u8).is_err());
         assert!(DropReason::try_from(DROP_REASONS as u8).is_err());
-        assert_eq!(metric_index(Point::FromHost, DropReason::ServiceBackendNotFound), METRIC_SLOTS - 1);
+        assert_eq!(metric_index(Point::FromHost, DropReason::NoTunnelEndpoint), METRIC_SLOTS - 1);
     }
 
     #[test]

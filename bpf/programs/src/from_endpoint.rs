@@ -14,7 +14,7 @@ use aya_ebpf::{
 use podwire_abi::{DropReason, Endpoint, NodeConfig, Point, identity};
 
 use crate::{
-    DROP, NEXT, deliver,
+    DROP, NEXT, deliver, overlay,
     packet::{self, Ipv4},
     report, service, state,
 };
@@ -64,7 +64,26 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
         report::dropped(skb, Point::FromEndpoint, reason, Some(&ip), sender.id);
         return DROP;
     }
+    if let Some(node) = overlay::node_of(config, ip.dst) {
+        return wrap(skb, config, sender, &ip, node);
+    }
     route(skb, config, sender, &ip)
+}
+
+/// Sends it through the tunnel. The TTL stays: the node at the other end is the only router on the way.
+#[inline(always)]
+fn wrap(skb: *mut __sk_buff, config: &NodeConfig, sender: &Endpoint, ip: &Ipv4, node: u32) -> i32 {
+    let length = packet::wire_length(skb, ip, &packet::ports(skb, ip));
+    if u32::from(length) <= config.tunnel_mtu {
+        return overlay::send(skb, config, ip, node, sender.identity, sender.id);
+    }
+    // From a pod whose device was made for a larger MTU. The stack answers or cuts it into pieces, which come back by
+    // podwire_host.
+    if ip.dont_fragment() {
+        return to_stack_dropped(skb, sender, ip, DropReason::FragmentationNeeded);
+    }
+    report::forwarded(skb, config, Point::ToStack, ip, sender.id, 0);
+    NEXT
 }
 
 /// ARP is the stack's: it answers for the pods' gateway, a local address of the node. Everything else is dropped. What

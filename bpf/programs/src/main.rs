@@ -28,7 +28,9 @@ mod deliver;
 mod from_endpoint;
 mod from_host;
 mod from_network;
+mod from_overlay;
 mod masquerade;
+mod overlay;
 mod packet;
 mod report;
 mod rewrite;
@@ -89,6 +91,12 @@ pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     socket::naming_peer(ctx.sock_addr)
+}
+
+/// Ingress of the tunnel's device: what other nodes have wrapped for this one.
+#[classifier]
+pub fn from_overlay(ctx: TcContext) -> i32 {
+    from_overlay::run(ctx.skb.skb)
 }
 
 /// `bpf_redirect_neigh` and `bpf_redirect_peer` are GPL-only helpers.

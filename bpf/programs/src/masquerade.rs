@@ -13,6 +13,7 @@ use podwire_abi::{
 use crate::{
     DROP, NEXT,
     connection::{self, Mapping},
+    overlay,
     packet::{self, Ipv4},
     report,
     rewrite::{self, Change, End},
@@ -28,8 +29,12 @@ const MARK_MASK: u32 = 0x0f00;
 #[inline(always)]
 fn keeps_pod_address(remote: u32) -> bool {
     // Another pod is nobody's node: where it lies beyond the native CIDRs, it sees the node's address.
-    state::owner(remote).is_some_and(|owner| matches!(owner.identity, identity::HOST | identity::REMOTE_NODE))
-        || state::is_non_masquerade(remote)
+    state::owner(remote).is_some_and(|owner| match owner.identity {
+        identity::HOST => true,
+        // Where there is a tunnel, the network between the nodes need not know the way to pods.
+        identity::REMOTE_NODE => !overlay::is_used(),
+        _ => false,
+    }) || state::is_non_masquerade(remote)
 }
 
 /// A packet leaves by a device of the underlay, to beyond the native network.
@@ -135,8 +140,9 @@ fn write(skb: *mut __sk_buff, flow: &Flow, change: &Change) -> Result<(), DropRe
     if written { Ok(()) } else { Err(DropReason::WriteError) }
 }
 
+/// Tells the programs on the way out that there is nothing for them to do.
 #[inline(always)]
-fn mark_done(skb: *mut __sk_buff) {
+pub fn mark_done(skb: *mut __sk_buff) {
     // SAFETY: a valid context, whose mark may be written.
     unsafe { (*skb).mark = ((*skb).mark & !MARK_MASK) | MARK_DONE };
 }

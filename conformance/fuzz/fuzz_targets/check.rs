@@ -14,9 +14,11 @@ fuzz_target!(|data: &[u8]| {
         nodes: [("n".to_owned(), vec!["192.168.10.100".parse().expect("an address")])].into(),
         ..Context::default()
     };
-    let Ok(found) = check::run(&[file.path().to_owned()], Expectation::Native, &context) else { return };
-    report::html(&found, Lang::Ko).expect("a page");
-    report::json(&found).expect("JSON");
-    report::junit(&found).expect("JUnit");
-    let _ = (report::markdown(&found, Lang::En), report::text(&found, Lang::En));
+    for expectation in Expectation::ALL {
+        let Ok(found) = check::run(&[file.path().to_owned()], expectation, &context) else { return };
+        report::html(&found, Lang::Ko).expect("a page");
+        report::json(&found).expect("JSON");
+        report::junit(&found).expect("JUnit");
+        let _ = (report::markdown(&found, Lang::En), report::text(&found, Lang::En));
+    }
 });

@@ -12,13 +12,15 @@ use ipnet::Ipv4Net;
 pub enum Expectation {
     /// Native routing: packets between pods cross the wire as they are, with the pods' addresses.
     Native,
+    /// A tunnel: packets between pods cross the wire inside VXLAN only, from node to node.
+    Vxlan,
     /// No packet passes the same place twice.
     NoLoop,
 }
 
 impl Expectation {
     /// Every expectation, in the order of documentation.
-    pub const ALL: [Self; 2] = [Self::Native, Self::NoLoop];
+    pub const ALL: [Self; 3] = [Self::Native, Self::Vxlan, Self::NoLoop];
 
     /// True if nothing can be said without knowing the pods' networks.
     pub fn needs_pods(self) -> bool {
@@ -29,6 +31,7 @@ impl Expectation {
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::Vxlan => "vxlan",
             Self::NoLoop => "no-loop",
         }
     }
@@ -42,7 +45,7 @@ impl fmt::Display for Expectation {
 
 /// An unknown expectation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an expectation; there are: native, no-loop")]
+#[error("{0:?} is not an expectation; there are: native, vxlan, no-loop")]
 pub struct ExpectationError(String);
 
 impl FromStr for Expectation {
@@ -129,6 +132,8 @@ pub struct Context {
     pub service_cidrs: Vec<Ipv4Net>,
     /// Names of pods, `<namespace>/<pod>`, for the report.
     pub pod_names: BTreeMap<Ipv4Addr, String>,
+    /// Security identities of pods, which a tunnel carries as its network identifier.
+    pub identities: BTreeMap<Ipv4Addr, u32>,
     /// Flows that were sent on purpose.
     pub flows: Vec<FlowHint>,
     /// Where interfaces sit, by their name in the file, where the name alone would mislead.
@@ -148,6 +153,7 @@ impl Default for Context {
             nodes: BTreeMap::new(),
             service_cidrs: Vec::new(),
             pod_names: BTreeMap::new(),
+            identities: BTreeMap::new(),
             flows: Vec::new(),
             roles: BTreeMap::new(),
             evidence_limit: 8,

@@ -44,11 +44,13 @@ mod context;
 mod conversation;
 mod correlate;
 mod evidence;
-mod losses;
 mod native;
 mod no_loop;
 mod result;
 mod scan;
+mod soundness;
+mod vxlan;
+mod wrapped;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -103,9 +105,12 @@ pub fn run(files: &[PathBuf], expectation: Expectation, context: &Context) -> Re
     let outcome = match expectation {
         Expectation::Native => native::judge(&scan, &opened, context)?,
         Expectation::NoLoop => no_loop::judge(&scan, &opened, context)?,
+        Expectation::Vxlan => vxlan::judge(&scan, &opened, context)?,
     };
     Ok(result::assemble(expectation, context, scan, outcome, started.elapsed()))
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vxlan_tests;

@@ -3,9 +3,9 @@
 use super::conversation::{Conversation, End, Key};
 use super::correlate::{Replaced, correlate, resolve};
 use super::evidence::Evidence;
-use super::losses::{capture_complete, losses};
 use super::result::{CheckResult, Count, Message, Verdict};
 use super::scan::{Found, PacketRef, Scan};
+use super::soundness::{complete, count, losses, negative};
 use super::{CheckError, Context, FlowHint};
 use crate::read::CaptureFile;
 
@@ -24,7 +24,7 @@ pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Re
     let judge = Judge { scan, files, context, replaced };
     let checks = vec![
         judge.saw_pod_traffic(),
-        capture_complete(scan, context),
+        judge.capture_complete(),
         judge.real_source_ip()?,
         judge.no_encapsulation(),
         judge.no_node_address()?,
@@ -72,10 +72,6 @@ struct Judge<'s> {
     replaced: Vec<Replaced>,
 }
 
-fn count(label: &'static str, value: u64) -> Count {
-    Count { label, value }
-}
-
 impl Judge<'_> {
     fn result(
         &self,
@@ -102,18 +98,12 @@ impl Judge<'_> {
         self.scan.on_wire.count + self.scan.encapsulated.count
     }
 
-    /// `Held` if the positive control and the capture allow a negative answer, else `Inconclusive` with the reasons.
+    fn losses(&self) -> Vec<Message> {
+        losses(self.scan)
+    }
+
     fn negative(&self, held: Message) -> (Verdict, Vec<Message>) {
-        let losses = losses(self.scan);
-        if self.pod_packets() == 0 {
-            return (Verdict::Inconclusive, vec![Message::new("why-no-positive-control")]);
-        }
-        if losses.is_empty() {
-            return (Verdict::Held, vec![held]);
-        }
-        let mut explanation = vec![Message::new("why-incomplete")];
-        explanation.extend(losses);
-        (Verdict::Inconclusive, explanation)
+        negative(self.scan, self.pod_packets(), held)
     }
 
     fn saw_pod_traffic(&self) -> CheckResult {
@@ -133,7 +123,7 @@ impl Judge<'_> {
             } else {
                 Message::new("why-no-pod-traffic").with("cidrs", join(&self.context.all_pod_cidrs()))
             });
-            let losses = losses(self.scan);
+            let losses = self.losses();
             let whole = losses.is_empty();
             explanation.extend(losses);
             if whole { Verdict::Failed } else { Verdict::Inconclusive }
@@ -159,6 +149,11 @@ impl Judge<'_> {
             count("n-encapsulated", self.scan.encapsulated.count),
         ];
         self.result(0, verdict, explanation, counts, self.scan.on_wire.evidence.clone())
+    }
+
+    fn capture_complete(&self) -> CheckResult {
+        let (verdict, explanation, counts) = complete(self.scan);
+        self.result(1, verdict, explanation, counts, self.scan.unread.evidence.clone())
     }
 
     fn real_source_ip(&self) -> Result<CheckResult, CheckError> {

@@ -11,10 +11,10 @@ use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
 
 use super::correlate::{each_packet, resolve};
-use super::losses::losses;
 use super::native::Outcome;
 use super::result::{CheckResult, Count, Message, Verdict};
 use super::scan::{PacketRef, Scan};
+use super::soundness::{complete, losses};
 use super::{CheckError, Context};
 use crate::dissect::{Ipv4, Net, dissect};
 use crate::read::{CaptureFile, Direction};
@@ -64,7 +64,7 @@ pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Re
     Ok(Outcome {
         checks: vec![
             saw_packets(seen),
-            super::losses::capture_complete(scan, context),
+            capture_complete(scan, context),
             no_loop(scan, files, context, seen, &loops)?,
         ],
         notes: Vec::new(),
@@ -111,6 +111,14 @@ fn find(files: &[CaptureFile]) -> Result<(u64, Vec<Loop>), CheckError> {
 fn print(hasher: &RandomState, ip: &Ipv4<'_>) -> u64 {
     let more = (ip.more_fragments, ip.fragment_offset, ip.total_len);
     hasher.hash_one((ip.source, ip.destination, ip.protocol, ip.id, more, ip.payload))
+}
+
+fn capture_complete(scan: &Scan, context: &Context) -> CheckResult {
+    let (verdict, explanation, counts) = complete(scan);
+    let mut evidence = scan.unread.evidence.clone();
+    evidence.truncate(context.evidence_limit);
+    let question = Message::new("q-capture-complete");
+    CheckResult { id: "capture-complete", question, verdict, explanation, counts, evidence }
 }
 
 fn saw_packets(seen: u64) -> CheckResult {

@@ -7,7 +7,8 @@ use super::classify::{Classifier, Party};
 use super::conversation::Conversations;
 use super::evidence::{Evidence, rfc3339};
 use super::result::{FileReport, InterfaceReport, Message};
-use super::{CheckError, Context, Role};
+use super::wrapped::{Wrapped, Wrapping};
+use super::{CheckError, Context, FlowHint, Role};
 use crate::dissect::{Encapsulation, Frame, Ipv4, Net, Transport, dissect, tunnel};
 use crate::read::{CaptureFile, Packet, Reader};
 
@@ -68,6 +69,8 @@ pub(super) struct Scan {
     /// Packets whose inner packet has a pod's address.
     pub(super) encapsulated: Found,
     pub(super) encapsulations: Vec<(Encapsulation, u64)>,
+    /// The same by addresses and kind, on wires.
+    pub(super) wrapped: Wrapped,
     /// Encrypted packets between nodes, in which pods' packets may hide.
     pub(super) opaque: Found,
     /// Packets between two pods of the same node, on a known wire.
@@ -79,6 +82,8 @@ pub(super) struct Scan {
     pub(super) conversations: Conversations,
     /// Packets of each named flow, both ways, on wires.
     pub(super) hinted: Vec<u64>,
+    /// The same inside others.
+    pub(super) hinted_inside: Vec<u64>,
 }
 
 impl Scan {
@@ -110,12 +115,14 @@ pub(super) fn scan(files: &[CaptureFile], context: &Context) -> Result<Scan, Che
         on_wire: Found::default(),
         encapsulated: Found::default(),
         encapsulations: Vec::new(),
+        wrapped: Wrapped::default(),
         opaque: Found::default(),
         same_node_on_wire: Found::default(),
         unread: Found::default(),
         shortened: 0,
         conversations: Conversations::default(),
         hinted: vec![0; context.flows.len()],
+        hinted_inside: vec![0; context.flows.len()],
     };
     let cache = vec![Slot { source: 0, destination: 0, kind: Kind::Empty }; CACHE];
     let mut scanner = Scanner { scan, context, cache, index: HashMap::new(), place: Place::default() };
@@ -353,23 +360,7 @@ impl Scanner<'_> {
         if same_node && self.place.roles[packet.interface] == Role::Wire {
             self.note(packet, Some(Message::new("note-same-node")), |scan| &mut scan.same_node_on_wire);
         }
-        if !self.context.flows.is_empty() {
-            self.hinted(ip);
-        }
-    }
-
-    fn hinted(&mut self, ip: &Ipv4<'_>) {
-        let ports = ip.transport().ports();
-        for (hint, count) in self.context.flows.iter().zip(&mut self.scan.hinted) {
-            let there = (ip.source, ip.destination) == (hint.source, hint.destination);
-            let back = (ip.destination, ip.source) == (hint.source, hint.destination);
-            let port = hint.port.is_none_or(|port| {
-                ports.is_some_and(
-                    |(source, destination)| if there { destination == port } else { source == port },
-                )
-            });
-            *count += u64::from((there || back) && port);
-        }
+        count_hints(&self.context.flows, ip, &mut self.scan.hinted);
     }
 
     /// Looks for a pod's packet inside `frame`.
@@ -390,7 +381,7 @@ impl Scanner<'_> {
                 Net::Ipv4(ip) => {
                     let party = |address| self.scan.classifier.party(address);
                     if party(ip.source) == Party::Pod || party(ip.destination) == Party::Pod {
-                        self.note_encapsulated(packet, encapsulation, ip);
+                        self.note_encapsulated(packet, frame, encapsulation, ip);
                         return;
                     }
                 }
@@ -410,7 +401,23 @@ impl Scanner<'_> {
         }
     }
 
-    fn note_encapsulated(&mut self, packet: &Packet<'_>, encapsulation: Encapsulation, inner: &Ipv4<'_>) {
+    fn note_encapsulated(
+        &mut self,
+        packet: &Packet<'_>,
+        frame: &Frame<'_>,
+        encapsulation: Encapsulation,
+        inner: &Ipv4<'_>,
+    ) {
+        if self.place.roles[packet.interface] != Role::Pod {
+            let outer = match &frame.net {
+                Net::Ipv4(ip) => Some((ip.source, ip.destination)),
+                _ => None,
+            };
+            let wrapping = Wrapping { outer, encapsulation, inner: (inner.source, inner.destination) };
+            let place = PacketRef { file: self.place.file, frame: packet.number };
+            self.scan.wrapped.add(wrapping, inner.ttl, place);
+            count_hints(&self.context.flows, inner, &mut self.scan.hinted_inside);
+        }
         let kinds = &mut self.scan.encapsulations;
         match kinds.iter().position(|(known, _)| *known == encapsulation) {
             Some(index) => kinds[index].1 += 1,
@@ -441,5 +448,22 @@ impl Scanner<'_> {
 
     fn evidence(&self, packet: &Packet<'_>, note: Option<Message>) -> Evidence {
         Evidence::of(&self.place.path, &self.place.names[packet.interface], packet, note)
+    }
+}
+
+/// Counts the packet in the slot of each flow that it belongs to.
+fn count_hints(flows: &[FlowHint], ip: &Ipv4<'_>, counts: &mut [u64]) {
+    if flows.is_empty() {
+        return;
+    }
+    let ports = ip.transport().ports();
+    for (hint, count) in flows.iter().zip(counts) {
+        let there = (ip.source, ip.destination) == (hint.source, hint.destination);
+        let back = (ip.destination, ip.source) == (hint.source, hint.destination);
+        let port = hint.port.is_none_or(|port| {
+            ports
+                .is_some_and(|(source, destination)| if there { destination == port } else { source == port })
+        });
+        *count += u64::from((there || back) && port);
     }
 }

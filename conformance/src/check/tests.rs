@@ -495,6 +495,6 @@ fn words_of_the_command_line() {
     assert_eq!("native".parse(), Ok(Expectation::Native));
     assert_eq!(
         "nativ".parse::<Expectation>().unwrap_err().to_string(),
-        "\"nativ\" is not an expectation; there are: native, no-loop"
+        "\"nativ\" is not an expectation; there are: native, vxlan, no-loop"
     );
 }

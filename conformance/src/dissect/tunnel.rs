@@ -14,7 +14,7 @@ const GENEVE_PORT: u16 = 6081;
 const WIREGUARD_PORTS: [u16; 2] = [51871, 51820];
 
 /// How a packet is carried in another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encapsulation {
     /// VXLAN over UDP.
     Vxlan {

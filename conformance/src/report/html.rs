@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tera::Tera;
 
-use super::markdown::{summary_key, verdict};
+use super::markdown::{expectation_key, summary_key, verdict};
 use super::messages::{all, phrase};
 use super::{Lang, ReportError, grouped, render};
 use crate::check::{CheckResult, Evidence, Message, Report, Role};
@@ -38,6 +38,7 @@ fn values(report: &Report, lang: Lang) -> Value {
         "lang": lang.to_string(),
         "say": phrases,
         "title": report.context.title,
+        "expectation": phrase(lang, expectation_key(report.expectation)),
         "verdict": report.verdict.name(),
         "verdict_word": verdict(report.verdict, lang),
         "summary": phrase(lang, summary_key(report.verdict)),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::messages::phrase;
 use super::{Lang, grouped, render};
-use crate::check::{Message, Report, Verdict};
+use crate::check::{Expectation, Message, Report, Verdict};
 
 /// The report as Markdown (CommonMark with tables).
 pub fn markdown(report: &Report, lang: Lang) -> String {
@@ -19,7 +19,7 @@ pub fn markdown(report: &Report, lang: Lang) -> String {
     let _ = writeln!(
         out,
         "**{}: {}.** {}\n",
-        say("expectation-native"),
+        say(expectation_key(report.expectation)),
         verdict(report.verdict, lang),
         say(summary_key(report.verdict))
     );
@@ -123,6 +123,15 @@ fn files(out: &mut String, report: &Report, lang: Lang) {
             ];
             let _ = writeln!(out, "| {} |", cells.map(|cell| escape(&cell)).join(" | "));
         }
+    }
+}
+
+/// The phrase for what was expected.
+pub(super) fn expectation_key(expectation: Expectation) -> &'static str {
+    match expectation {
+        Expectation::Native => "expectation-native",
+        Expectation::Vxlan => "expectation-vxlan",
+        Expectation::NoLoop => "expectation-no-loop",
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a check of a capture must know of a lab's network.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -35,8 +37,31 @@ pub(crate) async fn context_of(state: &LabState, running: &Running) -> Context {
     // Best effort: a capture can be checked after its cluster is gone.
     if let Ok(live) = live(state, running).await {
         add_live(&mut context, &live);
+        context.identities = identities(state, running, &live);
     }
     context
+}
+
+/// Identities of pods, as the first agent that answers has them; none if none answers.
+fn identities(state: &LabState, running: &Running, live: &Live) -> BTreeMap<Ipv4Addr, u32> {
+    let list = ["podwire", "-o", "json", "bpf", "ipcache", "list"];
+    let mut told = live.nodes.iter().filter_map(|node| {
+        let out = super::output_on(state, running, &node.name_any(), &list).ok()?;
+        serde_json::from_slice::<Vec<Owner>>(&out.stdout).ok().filter(|_| out.status.success())
+    });
+    let owners = told.next().unwrap_or_default();
+    let pods = owners.into_iter().filter(|o| o.prefix.prefix_len() == 32 && o.identity >= FIRST_OF_PODS);
+    pods.map(|owner| (owner.prefix.addr(), owner.identity)).collect()
+}
+
+/// Smaller identities are reserved: the node, the world, pods that nobody knows yet.
+const FIRST_OF_PODS: u32 = 256;
+
+/// What is read of a row of the agent's ipcache.
+#[derive(serde::Deserialize)]
+struct Owner {
+    prefix: Ipv4Net,
+    identity: u32,
 }
 
 /// What the API server knows.

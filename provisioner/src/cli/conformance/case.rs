@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use podwire_api::names;
+use podwire_api::values::RoutingMode;
 use podwire_conformance::Tap;
 use podwire_conformance::capture::{self, CaptureOptions};
 use podwire_conformance::check::{self, Expectation, FlowHint, Report};
@@ -84,13 +85,21 @@ async fn run(
     let (traffic, flows) = send(probes, webs).await;
     capture.end().await?;
     context.flows = flows;
-    let report = check::run(std::slice::from_ref(&file), Expectation::Native, &context)
+    let report = check::run(std::slice::from_ref(&file), expectation(running), &context)
         .or_failure("check", "report this as a bug");
     if !keep {
         // It goes with the lab at the latest.
         let _ = std::fs::remove_file(&file);
     }
     Ok(Outcome { traffic, report: report? })
+}
+
+/// What the lab's values promise.
+fn expectation(running: &Running) -> Expectation {
+    match running.lab.typed_values() {
+        Ok(values) if values.routing_mode == RoutingMode::Tunnel => Expectation::Vxlan,
+        _ => Expectation::Native,
+    }
 }
 
 async fn web_servers(client: &kube::Client) -> Result<Vec<Web>, Failure> {

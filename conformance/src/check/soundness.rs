@@ -1,7 +1,6 @@
-//! Whether the capture has every packet: without that no negative answer is worth anything.
+//! What a capture must be so that the absence of a packet in it proves anything.
 
-use super::Context;
-use super::result::{CheckResult, Count, Message, Verdict};
+use super::result::{Count, Message, Verdict};
 use super::scan::Scan;
 
 /// What makes the capture incomplete; empty if it is whole.
@@ -32,18 +31,28 @@ pub(super) fn losses(scan: &Scan) -> Vec<Message> {
     losses
 }
 
-fn count(label: &'static str, value: u64) -> Count {
-    Count { label, value }
+/// `Held` if there was a `control` and the capture is whole, so that a negative answer counts, else `Inconclusive` with
+/// the reasons.
+pub(super) fn negative(scan: &Scan, control: u64, held: Message) -> (Verdict, Vec<Message>) {
+    let losses = losses(scan);
+    if control == 0 {
+        return (Verdict::Inconclusive, vec![Message::new("why-no-positive-control")]);
+    }
+    if losses.is_empty() {
+        return (Verdict::Held, vec![held]);
+    }
+    let mut explanation = vec![Message::new("why-incomplete")];
+    explanation.extend(losses);
+    (Verdict::Inconclusive, explanation)
 }
 
-/// Check `capture-complete`.
-pub(super) fn capture_complete(scan: &Scan, context: &Context) -> CheckResult {
-    let losses = losses(scan);
-    let mut explanation = losses.clone();
-    let verdict = if losses.is_empty() { Verdict::Held } else { Verdict::Inconclusive };
-    if losses.is_empty() {
-        let counted =
-            scan.files.iter().flat_map(|file| &file.interfaces).all(|interface| interface.dropped.is_some());
+/// The answer to whether the capture kept every packet.
+pub(super) fn complete(scan: &Scan) -> (Verdict, Vec<Message>, Vec<Count>) {
+    let mut explanation = losses(scan);
+    let whole = explanation.is_empty();
+    if whole {
+        let mut interfaces = scan.files.iter().flat_map(|file| &file.interfaces);
+        let counted = interfaces.all(|interface| interface.dropped.is_some());
         explanation.push(Message::new(if counted { "why-complete" } else { "why-complete-uncounted" }));
     }
     if scan.shortened > 0 {
@@ -55,14 +64,9 @@ pub(super) fn capture_complete(scan: &Scan, context: &Context) -> CheckResult {
         count("n-unread", scan.unread.count),
         count("n-shortened", scan.shortened),
     ];
-    let mut evidence = scan.unread.evidence.clone();
-    evidence.truncate(context.evidence_limit);
-    CheckResult {
-        id: "capture-complete",
-        question: Message::new("q-capture-complete"),
-        verdict,
-        explanation,
-        counts,
-        evidence,
-    }
+    (if whole { Verdict::Held } else { Verdict::Inconclusive }, explanation, counts)
+}
+
+pub(super) fn count(label: &'static str, value: u64) -> Count {
+    Count { label, value }
 }
