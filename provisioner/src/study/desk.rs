@@ -21,6 +21,9 @@ use crate::error::{Failure, OrFailure};
 use crate::state::{LAB_VARIABLE, LabState, Running, StateRoot, write_whole};
 
 const KUBECONFIG: &str = "kubeconfig";
+/// Shows how the lab stands when a setup has failed.
+const EVIDENCE: &str = "kubectl get pods -A -o wide; kubectl get nn -o yaml; kubectl -n kube-system get lease -o yaml; \
+                        kubectl -n kube-system logs deploy/podwire-operator --tail=40";
 
 /// See above.
 pub struct Desk {
@@ -124,6 +127,8 @@ impl Desk {
             if typed.code != 0 {
                 let thing = format!("{}: setup: {line}", exercise.file);
                 let cause = format!("exit code {}: {}", typed.code, typed.output.trim());
+                // What an author needs to see of the lab, which may be gone in a moment.
+                self.type_for(EVIDENCE, |text| eprint!("{text}"))?;
                 return Err(Failure::new(thing, cause, "mend the exercise's setup"));
             }
         }
