@@ -130,6 +130,11 @@ fn across_a_router() {
 }
 
 #[test]
+fn the_overlay() {
+    proven("4/vxlan");
+}
+
+#[test]
 fn a_loop() {
     proven("4/loop");
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kube::Client;
+use podwire_conformance::check::Expectation;
 use podwire_conformance::report::Lang;
 use tokio::runtime::Runtime;
 
@@ -244,9 +245,9 @@ impl Desk {
                 let right = self.right_answer(is.get_ref(), seen);
                 live::answer(given, right.as_deref())
             }
-            Check::Capture { file } => {
+            Check::Capture { file, expect } => {
                 let context = self.runtime.block_on(access::context_of(&state, &running));
-                live::capture_file(&self.directory, file, &context)
+                live::capture_file(&self.directory, file, expect.unwrap_or(Expectation::Native), &context)
             }
             Check::Captured { file, from, to } => {
                 let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));

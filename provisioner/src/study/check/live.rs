@@ -112,19 +112,21 @@ pub fn reach(reached: &[Reached]) -> Outcome {
 }
 
 /// Judges a capture file.
-pub fn capture_file(directory: &Path, file: &str, context: &Context) -> Outcome {
+pub fn capture_file(directory: &Path, file: &str, expect: Expectation, context: &Context) -> Outcome {
     let path = directory.join(file);
     let name = ("file", file.to_owned());
     if !path.is_file() {
         return Outcome::new(false, "no-file", [name]);
     }
-    match capture::run(&[path], Expectation::Native, context) {
+    match capture::run(&[path], expect, context) {
         Err(error) => Outcome::new(false, "bad-capture", [name, ("why", error.to_string())]),
-        Ok(report) if report.verdict == Verdict::Held => Outcome::new(true, "native", [name]),
+        Ok(report) if report.verdict == Verdict::Held => {
+            Outcome::new(true, if expect == Expectation::Vxlan { "vxlan" } else { "native" }, [name])
+        }
         Ok(report) => {
             let failed = report.checks.iter().find(|c| c.verdict != Verdict::Held);
             let why = failed.map_or_else(String::new, |c| c.id.to_owned());
-            Outcome::new(false, "not-native", [name, ("why", why)])
+            Outcome::new(false, "not-proven-by", [name, ("why", why), ("expect", expect.to_string())])
         }
     }
 }
@@ -352,7 +354,7 @@ mod tests {
         std::fs::write(path.join("m.jsonl"), "no journal").unwrap();
         std::fs::write(path.join("c.pcapng"), "no capture").unwrap();
         assert!(!picture(path, "p.svg").held && !measured(path, "m", Lost::None, None).held);
-        assert!(!capture_file(path, "c.pcapng", &Context::default()).held);
+        assert!(!capture_file(path, "c.pcapng", Expectation::Native, &Context::default()).held);
         assert!(!captured(path, "c.pcapng", "10.0.0.1", "10.0.0.2").held);
         assert!(!captured(path, "none.pcapng", "10.0.0.1", "10.0.0.2").held);
         assert!(!loops(path, "c.pcapng", true).held && !loops(path, "none.pcapng", false).held);

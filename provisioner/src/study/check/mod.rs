@@ -4,6 +4,7 @@ pub mod live;
 mod state;
 
 use ipnet::Ipv4Net;
+use podwire_conformance::check::Expectation;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -91,10 +92,13 @@ pub enum Check {
     },
     /// curl-pod reaches every web server, which sees the pod's own address.
     Reach {},
-    /// A capture in the study's directory proves native routing.
+    /// A capture in the study's directory proves native routing, or another expectation of `lab check`.
     Capture {
         /// Its name.
         file: String,
+        /// The expectation; none for `native`.
+        #[serde(default)]
+        expect: Option<Expectation>,
     },
     /// A capture in the study's directory has an IPv4 packet from one address to another.
     Captured {
