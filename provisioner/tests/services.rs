@@ -136,3 +136,46 @@ fn a_restarted_agent_costs_no_call() {
     }
     assert_eq!(call(&lab, &url).0, Some(0));
 }
+
+/// A service without an address of its own: its name is its pods' addresses.
+const HEADLESS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: pods, namespace: default}
+spec:
+  clusterIP: None
+  selector: {app: webpod}
+  ports: [{name: http, port: 80}]
+";
+
+/// What `dig` in curl-pod finds for a name, as it stands or by the search list.
+fn addresses(lab: &Lab, name: &str) -> BTreeSet<String> {
+    let out = ok(&mut lab.in_curl_pod(&["dig", "+short", "+search", name, "A"]));
+    out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn names_of_services_are_found_and_no_others() {
+    /// curl's exit code for a name that is not found.
+    const NO_NAME: i32 = 6;
+    let lab = Lab::up("native-routing", &[]);
+    lab.apply(include_str!("../../labs/apps/coredns.yaml"));
+    ok(&mut lab.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s"]));
+    let cluster_ip = lab.get(&["get", "service", "webpod", "-o", "jsonpath={.spec.clusterIP}"]);
+    let (code, answer) = call(&lab, "http://webpod/");
+    assert_eq!(code, Some(0));
+    assert_eq!(values(&answer, "Hostname").len(), 1, "{answer}");
+    for name in ["webpod", "webpod.default", "webpod.default.svc.cluster.local."] {
+        assert_eq!(addresses(&lab, name), BTreeSet::from([cluster_ip.clone()]), "{name}");
+    }
+    assert_eq!(addresses(&lab, "kube-dns.kube-system"), BTreeSet::from(["10.96.0.10".to_owned()]));
+    lab.apply(HEADLESS);
+    let pods: BTreeSet<String> = lab.pods("app=webpod").into_iter().map(|(_, ip, _)| ip).collect();
+    eventually("the name of a headless service is its pods'", || {
+        let found = addresses(&lab, "pods");
+        if found == pods { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    assert_eq!(call(&lab, "http://nobody.example/").0, Some(NO_NAME));
+    let told = ok(&mut lab.in_curl_pod(&["dig", "+tcp", "nobody.example", "A"]));
+    assert!(told.contains("status: NXDOMAIN") && told.contains("10.96.0.10#53"), "{told}");
+}

@@ -15,7 +15,7 @@ use kube::{Client, Config};
 use podwire_api::names::{CNI_BIN_DIR, CNI_CONF_DIR, KUBELET_PORT};
 use podwire_cluster::apiserver::{self, ApiServerConfig};
 use podwire_cluster::controllers;
-use podwire_cluster::images::{pause, web, whoami};
+use podwire_cluster::images::{coredns, pause, web, whoami};
 use podwire_cluster::node::{self, container};
 use podwire_cluster::pki::{self, Pki};
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +54,15 @@ enum Command {
         /// What the page says after "Web Server : ".
         #[arg(long, default_value = "podwire")]
         title: String,
+    },
+    /// Image coredns/coredns: the names of the cluster.
+    Coredns {
+        /// Port to listen on.
+        #[arg(long = "dns.port", default_value_t = 53)]
+        port: u16,
+        /// Accepted for compatibility: what is answered is built in.
+        #[arg(long)]
+        conf: Option<PathBuf>,
     },
     /// Image pause: waits for the end.
     Pause,
@@ -218,6 +227,16 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Web { port, title } => {
             let stop = stop()?;
             web::serve(port, &title, stop).await.map_err(|error| format!("port {port}: {error}").into())
+        }
+        Command::Coredns { port, .. } => {
+            let stop = stop()?;
+            let mut config = Config::incluster_env()?;
+            let program = concat!("podwire-coredns/", env!("CARGO_PKG_VERSION"));
+            config.headers.push((USER_AGENT, HeaderValue::from_static(program)));
+            let client = Client::try_from(config)?;
+            coredns::serve(client, port, stop)
+                .await
+                .map_err(|error| format!("DNS, port {port}: {error}").into())
         }
         // Handled before the runtime started.
         Command::Pause | Command::Shim { .. } | Command::Enter { .. } => Ok(()),

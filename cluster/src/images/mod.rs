@@ -1,5 +1,6 @@
 //! Built-in images. There is no registry: an image is a name for programs that are on the node already.
 
+pub mod coredns;
 pub mod pause;
 pub mod web;
 pub mod whoami;
@@ -55,6 +56,9 @@ pub fn find(reference: &str, bin_dir: &Path) -> Result<Image, String> {
         "podwire/operator" => {
             Ok(image("podwire/operator", own("podwire-operator", &[]), &[], Some("podwire-operator")))
         }
+        "coredns/coredns" => {
+            Ok(image("coredns/coredns", own("podwire-kube", &["coredns"]), &[], Some("/coredns")))
+        }
         "podwire/web" => Ok(image("podwire/web", own("podwire-kube", &["web"]), &[], None)),
         "pause" => Ok(image("pause", own("podwire-kube", &["pause"]), &[], Some("/pause"))),
         _ => Err(format!(
@@ -66,8 +70,15 @@ pub fn find(reference: &str, bin_dir: &Path) -> Result<Image, String> {
 }
 
 /// The images that exist.
-pub const BUILT_IN: [&str; 6] =
-    ["traefik/whoami", "nicolaka/netshoot", "podwire/agent", "podwire/operator", "podwire/web", "pause"];
+pub const BUILT_IN: [&str; 7] = [
+    "traefik/whoami",
+    "nicolaka/netshoot",
+    "coredns/coredns",
+    "podwire/agent",
+    "podwire/operator",
+    "podwire/web",
+    "pause",
+];
 
 #[cfg(test)]
 mod tests {
