@@ -16,7 +16,7 @@ use super::show::Screen;
 use crate::error::Failure;
 
 /// How long the lab may take to come to what a step's commands ask for. It bounds a hang.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What came of an exercise.
 #[derive(Clone, Debug, Serialize)]
