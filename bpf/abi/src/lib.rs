@@ -482,14 +482,14 @@ mod tests {
         }
         assert!(Point::try_from(POINTS as u8).is_err());
         assert!(DropReason::try_from(DROP_REASONS as u8).is_err());
-        assert_eq!(metric_index(Point::FromHost, DropReason::NoTunnelEndpoint), METRIC_SLOTS - 1);
+        assert_eq!(metric_index(Point::ToOverlay, DropReason::NoTunnelEndpoint), METRIC_SLOTS - 1);
     }
 
     #[test]
     fn structs_have_no_padding() {
         assert_eq!(size_of::<Endpoint>(), 4 + 2 + 6 + 6 + 2 + 4);
         assert_eq!(size_of::<IpcacheEntry>(), 8);
-        assert_eq!(size_of::<NodeConfig>(), 16 + 8 * (MAX_POD_CIDRS + MAX_NATIVE_CIDRS));
+        assert_eq!(size_of::<NodeConfig>(), 24 + 8 * (MAX_POD_CIDRS + MAX_NATIVE_CIDRS));
         assert_eq!(size_of::<Event>(), 8 + 5 * 4 + 2 + 1 + 1 + EVENT_HEADER_BYTES);
     }
 
