@@ -108,11 +108,10 @@ pub struct Limit {
     pub fits: bool,
 }
 
-/// Route table quotas before one asks for more, as the providers' pages of quotas had them in 2026. They change: read them anew before
-/// you rely on them. AWS: "Amazon VPC quotas", quota L-93826ACB (up to 1,000 on request); Azure: "Azure networking limits", routes
-/// per route table (1,000 with Virtual Network Manager); Huawei Cloud: "VPC quotas".
-const LIMITS: [(&str, u64); 3] =
-    [("AWS VPC route table", 500), ("Azure route table", 400), ("Huawei Cloud VPC route table", 200)];
+/// Route table quotas before one asks for more. They change: read them anew before you rely on them. AWS: quota L-93826ACB of
+/// "Amazon VPC quotas", 500 since 2025 and up to 1,000 on request. Azure: routes per route table in "Azure subscription limits", 400
+/// (1,000 with Virtual Network Manager).
+const LIMITS: [(&str, u64); 2] = [("AWS VPC route table", 500), ("Azure route table", 400)];
 
 /// Computes what native routing costs at `nodes` nodes, each with one pod CIDR.
 pub fn project(nodes: u64) -> Projection {
