@@ -19,7 +19,7 @@ pub struct PodRoute {
 }
 
 /// How routes are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// Commands of iproute2.
     Ip,

@@ -202,6 +202,14 @@ fn lint(dir: &Path) -> Output {
     run(&mut study("none", &["--lint", "--course", dir.to_str().unwrap()]))
 }
 
+/// What is said of a course that must be refused.
+fn refused(dir: &Path) -> String {
+    let output = lint(dir);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    said
+}
+
 #[test]
 fn malformed_exercises_are_refused_with_file_and_line() {
     let sound = course(SOUND, WEEK);
@@ -246,15 +254,13 @@ fn malformed_exercises_are_refused_with_file_and_line() {
         assert!(SOUND.contains(from), "{from}");
         let text = SOUND.replace(from, to);
         let dir = course(&text, WEEK);
-        let output = lint(dir.path());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{to}: {said}");
+        let said = refused(dir.path());
         let place = format!("{}/1/a.toml:{}: ", dir.path().display(), line_of(&text, at));
         assert!(said.lines().any(|l| l.contains(&place) && l.contains(words)), "{place}{words}\n{said}");
     }
     // Two checks in one.
     let text = SOUND.replace("[[step.check]]\n", "[[step.check]]\nreach = {}\n");
-    let said = String::from_utf8_lossy(&lint(course(&text, WEEK).path()).stderr).into_owned();
+    let said = refused(course(&text, WEEK).path());
     assert!(said.contains("write a [[step.check]] for each"), "{said}");
     // The week's own file.
     for (week, line, words) in [
@@ -262,14 +268,11 @@ fn malformed_exercises_are_refused_with_file_and_line() {
         (WEEK.replace("[\"a\"]", "[]"), 1, "does not list exercise \"a\""),
         (WEEK.replace("ko = ", "kr = "), 4, "unknown field `kr`"),
     ] {
-        let dir = course(SOUND, &week);
-        let output = lint(dir.path());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{said}");
+        let said = refused(course(SOUND, &week).path());
         assert!(said.contains(&format!(".toml:{line}: ")) && said.contains(words), "{words}: {said}");
     }
     let empty = tempfile::tempdir().unwrap();
-    assert_eq!(lint(empty.path()).status.code(), Some(2));
+    refused(empty.path());
 }
 
 /// The prover is not to be pleased by a check that proves nothing, or by an answer that nobody could have found.

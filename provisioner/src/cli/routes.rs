@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use podwire_api::nodenetwork::NodeNetwork;
@@ -25,24 +25,14 @@ pub(super) struct Routes {
     #[arg(long = "for", value_name = "NODE", required_unless_present = "project")]
     machine: Option<String>,
     /// How they are written
-    #[arg(long, value_enum, default_value_t = Written::Ip)]
-    form: Written,
+    #[arg(long, value_enum, default_value_t = Form::Ip)]
+    form: Form,
     /// Instead: what native routing costs at so many nodes, beside an overlay
     #[arg(long, value_name = "N", conflicts_with_all = ["machine", "form"],
           value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     project: Option<u64>,
     #[command(flatten)]
     format: Format,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    /// Commands of iproute2
-    Ip,
-    /// Lines of an FRR configuration
-    Frr,
-    /// Lines of a Cisco IOS configuration
-    Cisco,
 }
 
 impl Routes {
@@ -76,11 +66,9 @@ impl Routes {
         let cidrs: Vec<_> =
             networks.items.iter().map(|n| (n.name_any(), n.spec.ipam.pod_cidrs.clone())).collect();
         let (found, unreachable) = routes::pod_routes(&running.lab, machine, &cidrs);
-        match (self.format.output, self.form) {
-            (Output::Json, _) => print_json(&found)?,
-            (Output::Text, Written::Ip) => print_text(&routes::write(&found, Form::Ip)),
-            (Output::Text, Written::Frr) => print_text(&routes::write(&found, Form::Frr)),
-            (Output::Text, Written::Cisco) => print_text(&routes::write(&found, Form::Cisco)),
+        match self.format.output {
+            Output::Json => print_json(&found)?,
+            Output::Text => print_text(&routes::write(&found, self.form)),
         }
         for node in &unreachable {
             eprintln!(

@@ -170,9 +170,9 @@ impl Study {
 
     /// Plays exercises by itself; what they need beforehand is played too. Nothing is left of the lab.
     fn prove(&self, course: &Course, chosen: &[&Exercise], lang: Lang) -> Result<(), Ended> {
-        let own = TemporaryDirectory::new(self.dir.is_none())?;
-        let directory = self.dir.as_deref().unwrap_or(&own.0);
-        let desk = self.desk(directory, lang)?;
+        // It goes when this function ends.
+        let own = tempfile::tempdir().or_failure("a temporary directory", "give a directory with --dir")?;
+        let desk = self.desk(self.dir.as_deref().unwrap_or(own.path()), lang)?;
         let screen = Screen::new(lang);
         for signal in [Signal::SIGINT, Signal::SIGTERM] {
             let action = SigAction::new(SigHandler::Handler(stop), SaFlags::SA_RESTART, SigSet::empty());
@@ -218,27 +218,6 @@ impl Study {
         let count = [proofs.len(), steps, checks].map(|n| n.to_string());
         screen.say("proven", &[("exercises", &count[0]), ("steps", &count[1]), ("checks", &count[2])]);
         Ok(())
-    }
-}
-
-/// A directory that goes when this process does.
-struct TemporaryDirectory(PathBuf);
-
-impl TemporaryDirectory {
-    fn new(wanted: bool) -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("podwire-study-{}", std::process::id()));
-        if wanted {
-            std::fs::create_dir_all(&path)
-                .or_failure(path.display().to_string(), "give a directory with --dir")?;
-        }
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TemporaryDirectory {
-    fn drop(&mut self) {
-        // It is not there where --dir was given.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kube::Client;
 use podwire_conformance::check::Expectation;
 use podwire_conformance::report::Lang;
 use tokio::runtime::Runtime;
@@ -122,8 +121,7 @@ impl Desk {
         Self::lab_command(&words)?;
         self.write_kubeconfig()?;
         for line in &body.setup {
-            let seen = self.look_for(&[line.get_ref()])?;
-            let line = self.fill(line.get_ref(), &seen);
+            let line = self.measured(line.get_ref())?;
             let typed = self.type_for(&line, |_| ())?;
             if typed.code != 0 {
                 let thing = format!("{}: setup: {line}", exercise.file);
@@ -193,20 +191,22 @@ impl Desk {
         self.runtime.block_on(async {
             let client = access::client(&state, &running, access::QUICK).await?;
             let snapshot = Snapshot::take(&client, &state, &running, needs).await?;
-            let reached = self.call(calls, &client, &snapshot).await;
+            let reached = if calls { Some(live::call_all(&client, &snapshot).await) } else { None };
             Ok(Seen { snapshot, reached })
         })
-    }
-
-    async fn call(&self, wanted: bool, client: &Client, seen: &Snapshot) -> Option<Vec<Reached>> {
-        if wanted { Some(live::call_all(client, seen).await) } else { None }
     }
 
     fn known<'a>(&'a self, seen: &'a Seen) -> Known<'a> {
         Known { snapshot: &seen.snapshot, reached: seen.reached.as_deref(), directory: &self.directory }
     }
 
-    /// A text with its facts filled in.
+    /// A text with its facts measured and filled in.
+    pub fn measured(&self, text: &str) -> Result<String, Failure> {
+        let seen = self.look_for(&[text])?;
+        Ok(self.fill(text, &seen))
+    }
+
+    /// A text with the facts of one moment filled in.
     pub fn fill(&self, text: &str, seen: &Seen) -> String {
         fact::fill(text, &self.known(seen), phrase(self.lang, "unknown"))
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::check::Check;
 use super::check::live;
+use super::check::{Check, Outcome};
 use super::course::{Exercise, Step};
 use super::desk::{Desk, Seen};
 use super::phrases::{said, say};
@@ -56,8 +56,7 @@ pub fn prove(desk: &Desk, screen: &Screen, exercise: &Exercise, stop: &AtomicBoo
     screen.exercise(exercise);
     desk.fresh(exercise)?;
     let body = &exercise.body;
-    let seen = desk.look_for(&[body.intro.of(desk.lang)])?;
-    screen.prose(&desk.fill(body.intro.of(desk.lang), &seen));
+    screen.prose(&desk.measured(body.intro.of(desk.lang))?);
     let mut proof = Proof { exercise: exercise.id.clone(), steps: Vec::new(), faults: Vec::new() };
     for (n, step) in body.steps.iter().enumerate() {
         if stop.load(Ordering::Acquire) {
@@ -74,9 +73,8 @@ pub fn prove(desk: &Desk, screen: &Screen, exercise: &Exercise, stop: &AtomicBoo
             return Ok(proof);
         }
     }
-    let seen = desk.look_for(&[body.done.of(desk.lang)])?;
     screen.line("");
-    screen.prose(&desk.fill(body.done.of(desk.lang), &seen));
+    screen.prose(&desk.measured(body.done.of(desk.lang))?);
     Ok(proof)
 }
 
@@ -92,41 +90,43 @@ fn step(
         let said = said(desk.lang, &outcome.said);
         proof.faults.push(say(desk.lang, "holds-before", &[("check", check.name()), ("said", &said)]));
     }
-    let printed = perform(desk, screen, step, (number, of), &mut proof.faults)?;
-    let seen = until_held(desk, step)?;
-    let answers = answer(desk, screen, step, &printed, &seen, &mut proof.faults);
-    let (after, seen) = desk.ask(step, &answers)?;
-    let mut checks = Vec::new();
-    for ((check, before), after) in step.checks.iter().zip(&before).zip(&after) {
-        screen.outcome(after);
-        let said = said(desk.lang, &after.said);
-        if !after.held {
-            proof.faults.push(say(desk.lang, "never-held", &[("check", check.name()), ("said", &said)]));
-        }
-        checks.push(CheckProof {
-            check: check.name().to_owned(),
-            failed_before: !before.held,
-            held_after: after.held,
-            said,
-        });
-    }
-    proof.steps.push(StepProof { step: step.id.get_ref().clone(), checks });
+    let after = carry_out(desk, screen, step, (number, of), &mut proof.faults)?;
+    let checks = step.checks.iter().zip(&before).zip(&after).map(|((check, before), after)| CheckProof {
+        check: check.name().to_owned(),
+        failed_before: !before.held,
+        held_after: after.held,
+        said: said(desk.lang, &after.said),
+    });
+    proof.steps.push(StepProof { step: step.id.get_ref().clone(), checks: checks.collect() });
     if let Some(text) = &step.seen {
-        let text = text.of(desk.lang);
-        let filled = desk.fill(text, &merged(desk, text, seen)?);
         screen.line("");
-        screen.prose(&filled);
+        screen.prose(&desk.measured(text.of(desk.lang))?);
     }
     Ok(())
 }
 
-/// What a text needs may be more than the checks have looked at.
-fn merged(desk: &Desk, text: &str, seen: Seen) -> Result<Seen, Failure> {
-    if super::fact::of(text).next().is_some() { desk.look_for(&[text]) } else { Ok(seen) }
+/// Does a step as a learner would, to the last answer, and shows what its checks then see. One that does not hold is a fault.
+fn carry_out(
+    desk: &Desk,
+    screen: &Screen,
+    step: &Step,
+    place: (usize, usize),
+    faults: &mut Vec<String>,
+) -> Result<Vec<Outcome>, Failure> {
+    let printed = perform(desk, screen, step, place, faults)?;
+    let seen = until_held(desk, step)?;
+    let answers = answer(desk, screen, step, &printed, &seen, faults);
+    let (outcomes, _) = desk.ask(step, &answers)?;
+    screen.outcomes(&outcomes);
+    for (check, outcome) in step.checks.iter().zip(&outcomes).filter(|(_, outcome)| !outcome.held) {
+        let said = said(desk.lang, &outcome.said);
+        faults.push(say(desk.lang, "never-held", &[("check", check.name()), ("said", &said)]));
+    }
+    Ok(outcomes)
 }
 
 /// Shows a step and types its commands; what they printed.
-pub fn perform(
+fn perform(
     desk: &Desk,
     screen: &Screen,
     step: &Step,
@@ -134,9 +134,7 @@ pub fn perform(
     faults: &mut Vec<String>,
 ) -> Result<String, Failure> {
     screen.step(step.title.of(desk.lang), number, of);
-    let text = step.text.of(desk.lang);
-    let seen = desk.look_for(&[text])?;
-    screen.prose(&desk.fill(text, &seen));
+    screen.prose(&desk.measured(step.text.of(desk.lang))?);
     screen.line("");
     type_commands(desk, screen, step, faults)
 }
@@ -151,8 +149,7 @@ pub fn type_commands(
     let mut printed = String::new();
     let mut failed = false;
     for command in &step.commands {
-        let seen = desk.look_for(&[command.get_ref()])?;
-        let line = desk.fill(command.get_ref(), &seen);
+        let line = desk.measured(command.get_ref())?;
         screen.command(&line);
         let typed = desk.type_for(&line, |text| screen.raw(text))?;
         if !typed.output.is_empty() && !typed.output.ends_with('\n') {
@@ -230,17 +227,7 @@ pub fn solve_from(
     let mut faults = Vec::new();
     let steps = &exercise.body.steps;
     for (n, step) in steps.iter().enumerate().skip(from) {
-        let printed = perform(desk, screen, step, (n + 1, steps.len()), &mut faults)?;
-        let seen = until_held(desk, step)?;
-        let answers = answer(desk, screen, step, &printed, &seen, &mut faults);
-        let (outcomes, _) = desk.ask(step, &answers)?;
-        for (check, outcome) in step.checks.iter().zip(&outcomes) {
-            screen.outcome(outcome);
-            if !outcome.held {
-                let said = said(desk.lang, &outcome.said);
-                faults.push(say(desk.lang, "never-held", &[("check", check.name()), ("said", &said)]));
-            }
-        }
+        carry_out(desk, screen, step, (n + 1, steps.len()), &mut faults)?;
         if !faults.is_empty() {
             break;
         }

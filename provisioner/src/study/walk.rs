@@ -91,8 +91,7 @@ impl<'a> Walk<'a> {
                 self.screen.say("lab-again", &[("steps", &steps_done.to_string())]);
                 self.replay(exercise, steps_done)?;
             }
-            let seen = self.desk.look_for(&[body.intro.of(lang)])?;
-            self.screen.prose(&self.desk.fill(body.intro.of(lang), &seen));
+            self.screen.prose(&self.desk.measured(body.intro.of(lang))?);
         }
         self.screen.line("");
         self.screen.say("other-terminal", &[]);
@@ -112,9 +111,8 @@ impl<'a> Walk<'a> {
         let part = self.progress.of(&exercise.id);
         part.done = true;
         self.progress.keep()?;
-        let seen = self.desk.look_for(&[body.done.of(lang)])?;
         self.screen.line("");
-        self.screen.prose(&self.desk.fill(body.done.of(lang), &seen));
+        self.screen.prose(&self.desk.measured(body.done.of(lang))?);
         self.screen.line("");
         self.screen.say("exercise-done", &[("exercise", &exercise.id)]);
         Ok(End::Done)
@@ -149,8 +147,7 @@ impl<'a> Walk<'a> {
 
     fn ask_open_questions(&self, step: &Step, answers: &BTreeMap<usize, String>) -> Result<(), Failure> {
         for (_, question, _) in open_questions(step, answers, self.desk.lang) {
-            let seen = self.desk.look_for(&[question])?;
-            self.screen.question(&self.desk.fill(question, &seen));
+            self.screen.question(&self.desk.measured(question)?);
         }
         Ok(())
     }
@@ -172,11 +169,7 @@ impl<'a> Walk<'a> {
                     self.ask_open_questions(step, &answers)?;
                 }
                 "hint" => match hints.next() {
-                    Some(hint) => {
-                        let text = hint.of(self.desk.lang);
-                        let seen = self.desk.look_for(&[text])?;
-                        self.screen.prose(&self.desk.fill(text, &seen));
-                    }
+                    Some(hint) => self.screen.prose(&self.desk.measured(hint.of(self.desk.lang))?),
                     None => self.screen.say("no-more-hints", &[]),
                 },
                 "solve" => {
@@ -267,27 +260,22 @@ impl<'a> Walk<'a> {
         self.progress.keep()
     }
 
-    fn outcomes(&mut self, exercise: &Exercise, step: &Step) -> Result<Vec<Outcome>, Failure> {
-        let answers = self.answers(exercise);
-        Ok(self.desk.ask(step, &answers)?.0)
-    }
-
     /// Says how the step stands; true if it is done.
-    fn finished(&mut self, exercise: &Exercise, step: &Step) -> Result<bool, Failure> {
-        let outcomes = self.outcomes(exercise, step)?;
+    fn finished(&self, exercise: &Exercise, step: &Step) -> Result<bool, Failure> {
+        let answers = self.answers(exercise);
+        let (outcomes, _) = self.desk.ask(step, &answers)?;
         self.screen.outcomes(&outcomes);
-        let done = outcomes.iter().all(|outcome| outcome.held);
-        if done {
+        if outcomes.iter().all(|outcome| outcome.held) {
             self.after(step)?;
-        } else {
-            self.ask_open_questions(step, &self.answers(exercise))?;
+            return Ok(true);
         }
-        Ok(done)
+        self.ask_open_questions(step, &answers)?;
+        Ok(false)
     }
 
     /// The same after a command, which need not have been the last one: what is missing is said on request.
-    fn quietly_finished(&mut self, exercise: &Exercise, step: &Step) -> Result<bool, Failure> {
-        let outcomes = self.outcomes(exercise, step)?;
+    fn quietly_finished(&self, exercise: &Exercise, step: &Step) -> Result<bool, Failure> {
+        let (outcomes, _) = self.desk.ask(step, &self.answers(exercise))?;
         let done = outcomes.iter().all(|outcome| outcome.held);
         if done {
             self.screen.outcomes(&outcomes);
@@ -298,10 +286,8 @@ impl<'a> Walk<'a> {
 
     fn after(&self, step: &Step) -> Result<(), Failure> {
         if let Some(text) = &step.seen {
-            let text = text.of(self.desk.lang);
-            let seen = self.desk.look_for(&[text])?;
             self.screen.line("");
-            self.screen.prose(&self.desk.fill(text, &seen));
+            self.screen.prose(&self.desk.measured(text.of(self.desk.lang))?);
         }
         self.screen.say("step-done", &[]);
         Ok(())
