@@ -3,9 +3,9 @@
 use super::conversation::{Conversation, End, Key};
 use super::correlate::{Replaced, correlate, resolve};
 use super::evidence::Evidence;
-use super::result::{CheckResult, Count, Message, Verdict};
+use super::result::{CheckResult, Count, Message, Question, Verdict};
 use super::scan::{Found, PacketRef, Scan};
-use super::soundness::{complete, count, losses, negative};
+use super::soundness::{CAPTURE_COMPLETE, capture_complete, count, losses, negative};
 use super::{CheckError, Context, FlowHint};
 use crate::read::CaptureFile;
 
@@ -18,13 +18,14 @@ pub(super) struct Outcome {
 /// Asks the five questions of native routing.
 pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Result<Outcome, CheckError> {
     if !scan.classifier.knows_pods() {
-        return Ok(nothing_to_ask());
+        let checks = QUESTIONS.map(|question| CheckResult::without_pods(question, context));
+        return Ok(Outcome { checks: checks.into(), notes: Vec::new() });
     }
     let replaced = correlate(files, &scan.classifier, &scan.conversations)?;
     let judge = Judge { scan, files, context, replaced };
     let checks = vec![
         judge.saw_pod_traffic(),
-        judge.capture_complete(),
+        capture_complete(scan, context),
         judge.real_source_ip()?,
         judge.no_encapsulation(),
         judge.no_node_address()?,
@@ -32,28 +33,13 @@ pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Re
     Ok(Outcome { checks, notes: judge.notes() })
 }
 
-const IDS: [&str; 5] =
-    ["saw-pod-traffic", "capture-complete", "real-source-ip", "no-encapsulation", "no-node-address"];
-const QUESTIONS: [&str; 5] = [
-    "q-saw-pod-traffic",
-    "q-capture-complete",
-    "q-real-source-ip",
-    "q-no-encapsulation",
-    "q-no-node-address",
+const QUESTIONS: [Question; 5] = [
+    ("saw-pod-traffic", "q-saw-pod-traffic"),
+    CAPTURE_COMPLETE,
+    ("real-source-ip", "q-real-source-ip"),
+    ("no-encapsulation", "q-no-encapsulation"),
+    ("no-node-address", "q-no-node-address"),
 ];
-
-/// Without pod networks no packet can be told to be a pod's.
-fn nothing_to_ask() -> Outcome {
-    let skipped = |(id, question): (&&'static str, &&'static str)| CheckResult {
-        id,
-        question: Message::new(question),
-        verdict: Verdict::Skipped,
-        explanation: vec![Message::new("why-no-pod-cidr")],
-        counts: Vec::new(),
-        evidence: Vec::new(),
-    };
-    Outcome { checks: IDS.iter().zip(&QUESTIONS).map(skipped).collect(), notes: Vec::new() }
-}
 
 /// Conversations that a node opened towards a pod.
 struct Undecided<'s> {
@@ -81,25 +67,12 @@ impl Judge<'_> {
         counts: Vec<Count>,
         evidence: Vec<Evidence>,
     ) -> CheckResult {
-        let mut evidence = evidence;
-        evidence.truncate(self.context.evidence_limit);
-        CheckResult {
-            id: IDS[index],
-            question: Message::new(QUESTIONS[index]),
-            verdict,
-            explanation,
-            counts,
-            evidence,
-        }
+        CheckResult::new(QUESTIONS[index], verdict, explanation, counts, evidence, self.context)
     }
 
     /// Packets between pods on the wire, plain or not.
     fn pod_packets(&self) -> u64 {
         self.scan.on_wire.count + self.scan.encapsulated.count
-    }
-
-    fn losses(&self) -> Vec<Message> {
-        losses(self.scan)
     }
 
     fn negative(&self, held: Message) -> (Verdict, Vec<Message>) {
@@ -123,7 +96,7 @@ impl Judge<'_> {
             } else {
                 Message::new("why-no-pod-traffic").with("cidrs", join(&self.context.all_pod_cidrs()))
             });
-            let losses = self.losses();
+            let losses = losses(self.scan);
             let whole = losses.is_empty();
             explanation.extend(losses);
             if whole { Verdict::Failed } else { Verdict::Inconclusive }
@@ -149,11 +122,6 @@ impl Judge<'_> {
             count("n-encapsulated", self.scan.encapsulated.count),
         ];
         self.result(0, verdict, explanation, counts, self.scan.on_wire.evidence.clone())
-    }
-
-    fn capture_complete(&self) -> CheckResult {
-        let (verdict, explanation, counts) = complete(self.scan);
-        self.result(1, verdict, explanation, counts, self.scan.unread.evidence.clone())
     }
 
     fn real_source_ip(&self) -> Result<CheckResult, CheckError> {

@@ -12,9 +12,9 @@ use std::net::Ipv4Addr;
 
 use super::correlate::{each_packet, resolve};
 use super::native::Outcome;
-use super::result::{CheckResult, Count, Message, Verdict};
+use super::result::{CheckResult, Message, Verdict};
 use super::scan::{PacketRef, Scan};
-use super::soundness::{complete, losses};
+use super::soundness::{capture_complete, count, negative};
 use super::{CheckError, Context};
 use crate::dissect::{Ipv4, Net, dissect};
 use crate::read::{CaptureFile, Direction};
@@ -63,7 +63,7 @@ pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Re
     let (seen, loops) = find(files)?;
     Ok(Outcome {
         checks: vec![
-            saw_packets(seen),
+            saw_packets(seen, context),
             capture_complete(scan, context),
             no_loop(scan, files, context, seen, &loops)?,
         ],
@@ -113,28 +113,14 @@ fn print(hasher: &RandomState, ip: &Ipv4<'_>) -> u64 {
     hasher.hash_one((ip.source, ip.destination, ip.protocol, ip.id, more, ip.payload))
 }
 
-fn capture_complete(scan: &Scan, context: &Context) -> CheckResult {
-    let (verdict, explanation, counts) = complete(scan);
-    let mut evidence = scan.unread.evidence.clone();
-    evidence.truncate(context.evidence_limit);
-    let question = Message::new("q-capture-complete");
-    CheckResult { id: "capture-complete", question, verdict, explanation, counts, evidence }
-}
-
-fn saw_packets(seen: u64) -> CheckResult {
+fn saw_packets(seen: u64, context: &Context) -> CheckResult {
     let (verdict, why) = if seen > 0 {
         (Verdict::Held, Message::new("why-saw-packets").with("count", seen))
     } else {
         (Verdict::Failed, Message::new("why-no-packets"))
     };
-    CheckResult {
-        id: "saw-packets",
-        question: Message::new("q-saw-packets"),
-        verdict,
-        explanation: vec![why],
-        counts: vec![Count { label: "n-ipv4", value: seen }],
-        evidence: Vec::new(),
-    }
+    let counts = vec![count("n-ipv4", seen)];
+    CheckResult::new(("saw-packets", "q-saw-packets"), verdict, vec![why], counts, Vec::new(), context)
 }
 
 fn no_loop(
@@ -144,24 +130,13 @@ fn no_loop(
     seen: u64,
     loops: &[Loop],
 ) -> Result<CheckResult, CheckError> {
-    let mut explanation = Vec::new();
-    let verdict = if !loops.is_empty() {
-        explanation.push(Message::new("why-loops").with("count", loops.len()));
-        explanation.extend(loops.iter().take(4).map(example));
-        Verdict::Failed
+    let (verdict, explanation) = if !loops.is_empty() {
+        let all = Message::new("why-loops").with("count", loops.len());
+        (Verdict::Failed, std::iter::once(all).chain(loops.iter().take(4).map(example)).collect())
     } else if seen == 0 {
-        explanation.push(Message::new("why-no-packets"));
-        Verdict::Inconclusive
+        (Verdict::Inconclusive, vec![Message::new("why-no-packets")])
     } else {
-        let lost = losses(scan);
-        if lost.is_empty() {
-            explanation.push(Message::new("why-no-loop").with("count", seen));
-            Verdict::Held
-        } else {
-            explanation.push(Message::new("why-incomplete"));
-            explanation.extend(lost);
-            Verdict::Inconclusive
-        }
+        negative(scan, seen, Message::new("why-no-loop").with("count", seen))
     };
     let places: Vec<(PacketRef, Message)> = loops
         .iter()
@@ -169,17 +144,9 @@ fn no_loop(
         .take(context.evidence_limit)
         .map(|(place, ttl)| (*place, Message::new("note-ttl").with("ttl", ttl)))
         .collect();
-    Ok(CheckResult {
-        id: "no-loop",
-        question: Message::new("q-no-loop"),
-        verdict,
-        explanation,
-        counts: vec![
-            Count { label: "n-ipv4", value: seen },
-            Count { label: "n-loops", value: loops.len() as u64 },
-        ],
-        evidence: resolve(files, &places)?,
-    })
+    let counts = vec![count("n-ipv4", seen), count("n-loops", loops.len() as u64)];
+    let evidence = resolve(files, &places)?;
+    Ok(CheckResult::new(("no-loop", "q-no-loop"), verdict, explanation, counts, evidence, context))
 }
 
 fn example(found: &Loop) -> Message {

@@ -128,6 +128,30 @@ pub struct CheckResult {
     pub evidence: Vec<Evidence>,
 }
 
+/// A question: its stable name, and its key in the message tables.
+pub(super) type Question = (&'static str, &'static str);
+
+impl CheckResult {
+    /// An answer, with as many packets as the reader wants to see of one.
+    pub(super) fn new(
+        (id, question): Question,
+        verdict: Verdict,
+        explanation: Vec<Message>,
+        counts: Vec<Count>,
+        mut evidence: Vec<Evidence>,
+        context: &Context,
+    ) -> Self {
+        evidence.truncate(context.evidence_limit);
+        Self { id, question: Message::new(question), verdict, explanation, counts, evidence }
+    }
+
+    /// Without pod networks no packet can be told to be a pod's, and the question is not asked.
+    pub(super) fn without_pods(question: Question, context: &Context) -> Self {
+        let why = vec![Message::new("why-no-pod-cidr")];
+        Self::new(question, Verdict::Skipped, why, Vec::new(), Vec::new(), context)
+    }
+}
+
 /// A file that was checked.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct FileReport {

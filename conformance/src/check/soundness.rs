@@ -1,6 +1,7 @@
 //! What a capture must be so that the absence of a packet in it proves anything.
 
-use super::result::{Count, Message, Verdict};
+use super::Context;
+use super::result::{CheckResult, Count, Message, Question, Verdict};
 use super::scan::Scan;
 
 /// What makes the capture incomplete; empty if it is whole.
@@ -46,8 +47,11 @@ pub(super) fn negative(scan: &Scan, control: u64, held: Message) -> (Verdict, Ve
     (Verdict::Inconclusive, explanation)
 }
 
-/// The answer to whether the capture kept every packet.
-pub(super) fn complete(scan: &Scan) -> (Verdict, Vec<Message>, Vec<Count>) {
+/// Whether the capture kept every packet: asked whatever else is.
+pub(super) const CAPTURE_COMPLETE: Question = ("capture-complete", "q-capture-complete");
+
+/// The answer to [`CAPTURE_COMPLETE`].
+pub(super) fn capture_complete(scan: &Scan, context: &Context) -> CheckResult {
     let mut explanation = losses(scan);
     let whole = explanation.is_empty();
     if whole {
@@ -64,7 +68,9 @@ pub(super) fn complete(scan: &Scan) -> (Verdict, Vec<Message>, Vec<Count>) {
         count("n-unread", scan.unread.count),
         count("n-shortened", scan.shortened),
     ];
-    (if whole { Verdict::Held } else { Verdict::Inconclusive }, explanation, counts)
+    let verdict = if whole { Verdict::Held } else { Verdict::Inconclusive };
+    let evidence = scan.unread.evidence.clone();
+    CheckResult::new(CAPTURE_COMPLETE, verdict, explanation, counts, evidence, context)
 }
 
 pub(super) fn count(label: &'static str, value: u64) -> Count {

@@ -7,50 +7,34 @@ use super::classify::Party;
 use super::correlate::{Replaced, correlate, resolve};
 use super::evidence::Evidence;
 use super::native::Outcome;
-use super::result::{CheckResult, Count, Message, Verdict};
+use super::result::{CheckResult, Count, Message, Question, Verdict};
 use super::scan::{PacketRef, Scan};
-use super::soundness::{complete, count, losses, negative};
+use super::soundness::{CAPTURE_COMPLETE, capture_complete, count, losses, negative};
 use super::wrapped::{Row, Wrapping};
 use super::{CheckError, Context};
 use crate::dissect::Encapsulation;
 use crate::read::CaptureFile;
 
-const IDS: [&str; 6] = [
-    "saw-vxlan-traffic",
-    "capture-complete",
-    "all-in-vxlan",
-    "outer-is-node",
-    "inner-is-pod",
-    "vni-is-identity",
-];
-const QUESTIONS: [&str; 6] = [
-    "q-saw-vxlan-traffic",
-    "q-capture-complete",
-    "q-all-in-vxlan",
-    "q-outer-is-node",
-    "q-inner-is-pod",
-    "q-vni-is-identity",
+const QUESTIONS: [Question; 6] = [
+    ("saw-vxlan-traffic", "q-saw-vxlan-traffic"),
+    CAPTURE_COMPLETE,
+    ("all-in-vxlan", "q-all-in-vxlan"),
+    ("outer-is-node", "q-outer-is-node"),
+    ("inner-is-pod", "q-inner-is-pod"),
+    ("vni-is-identity", "q-vni-is-identity"),
 ];
 
 /// Asks the six questions.
 pub(super) fn judge(scan: &Scan, files: &[CaptureFile], context: &Context) -> Result<Outcome, CheckError> {
     if !scan.classifier.knows_pods() {
-        let skipped = |index| CheckResult {
-            id: IDS[index],
-            question: Message::new(QUESTIONS[index]),
-            verdict: Verdict::Skipped,
-            explanation: vec![Message::new("why-no-pod-cidr")],
-            counts: Vec::new(),
-            evidence: Vec::new(),
-        };
-        return Ok(Outcome { checks: (0..IDS.len()).map(skipped).collect(), notes: Vec::new() });
+        let checks = QUESTIONS.map(|question| CheckResult::without_pods(question, context));
+        return Ok(Outcome { checks: checks.into(), notes: Vec::new() });
     }
     let replaced = correlate(files, &scan.classifier, &scan.conversations)?;
     let judge = Judge { scan, files, context, rows: scan.wrapped.rows(), replaced };
-    let (verdict, explanation, counts) = complete(scan);
     let checks = vec![
         judge.saw_wrapped_traffic()?,
-        judge.result(1, verdict, explanation, counts, scan.unread.evidence.clone()),
+        capture_complete(scan, context),
         judge.all_in_vxlan()?,
         judge.outer_node_addresses()?,
         judge.inner_pod_addresses()?,
@@ -77,17 +61,9 @@ impl Judge<'_> {
         verdict: Verdict,
         explanation: Vec<Message>,
         counts: Vec<Count>,
-        mut evidence: Vec<Evidence>,
+        evidence: Vec<Evidence>,
     ) -> CheckResult {
-        evidence.truncate(self.context.evidence_limit);
-        CheckResult {
-            id: IDS[index],
-            question: Message::new(QUESTIONS[index]),
-            verdict,
-            explanation,
-            counts,
-            evidence,
-        }
+        CheckResult::new(QUESTIONS[index], verdict, explanation, counts, evidence, self.context)
     }
 
     /// `Failed` with the packets if there are any wrong ones, else what the capture allows to say.

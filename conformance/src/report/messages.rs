@@ -42,32 +42,40 @@ impl fmt::Display for Lang {
 }
 
 /// One sentence or label: key, English, Korean.
-type Entry = (&'static str, &'static str, &'static str);
+pub type Entry = (&'static str, &'static str, &'static str);
 
-/// The sentence for `key`; the key itself if there is none, which a test excludes.
-pub(crate) fn phrase(lang: Lang, key: &'static str) -> &'static str {
-    let entry = TABLE.iter().find(|(known, _, _)| *known == key);
+/// The sentence for `key` in a table; the key itself if there is none.
+pub fn phrase_of(table: &[Entry], lang: Lang, key: &'static str) -> &'static str {
+    let entry = table.iter().find(|(known, _, _)| *known == key);
     entry.map_or(key, |(_, en, ko)| match lang {
         Lang::En => en,
         Lang::Ko => ko,
     })
 }
 
-/// The message as a sentence. What is filled in is not read again for gaps.
-pub(crate) fn render(lang: Lang, message: &Message) -> String {
-    let mut rest = phrase(lang, message.key);
+/// Fills the gaps of a phrase, `{name}` each. What is filled in is not read again for gaps.
+pub fn fill_phrase<'a>(phrase: &str, value: impl Fn(&str) -> Option<&'a str>) -> String {
+    let mut rest = phrase;
     let mut text = String::with_capacity(rest.len() + 32);
     while let Some((before, after)) = rest.split_once('{') {
         text.push_str(before);
         let Some((name, after)) = after.split_once('}') else { break };
-        match message.args.iter().find(|(known, _)| *known == name) {
-            Some((_, value)) => text.push_str(value),
-            None => text.push('?'),
-        }
+        text.push_str(value(name).unwrap_or("?"));
         rest = after;
     }
     text.push_str(rest);
     text
+}
+
+/// The sentence for `key`; the key itself if there is none, which a test excludes.
+pub(crate) fn phrase(lang: Lang, key: &'static str) -> &'static str {
+    phrase_of(TABLE, lang, key)
+}
+
+/// The message as a sentence.
+pub(crate) fn render(lang: Lang, message: &Message) -> String {
+    let value = |name: &str| message.args.iter().find(|(known, _)| *known == name).map(|(_, v)| v.as_str());
+    fill_phrase(phrase(lang, message.key), value)
 }
 
 /// Every phrase, for tests and for the page's template.

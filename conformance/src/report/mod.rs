@@ -13,7 +13,7 @@ pub use html::html;
 pub use junit::junit;
 pub use markdown::markdown;
 pub(crate) use messages::render;
-pub use messages::{Lang, LangError};
+pub use messages::{Entry, Lang, LangError, fill_phrase, phrase_of};
 pub use text::text;
 
 use crate::check::Report;

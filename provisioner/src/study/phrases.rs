@@ -1,19 +1,12 @@
 //! Everything that the course says by itself, in each language. `{name}` is a gap.
 
-use podwire_conformance::report::Lang;
+use podwire_conformance::report::{Entry, Lang, fill_phrase, phrase_of};
 
 use super::check::Said;
 
-/// One sentence: key, English, Korean.
-type Entry = (&'static str, &'static str, &'static str);
-
 /// The phrase for `key`; the key itself if there is none, which a test excludes.
 pub fn phrase(lang: Lang, key: &'static str) -> &'static str {
-    let entry = TABLE.iter().find(|(known, _, _)| *known == key);
-    entry.map_or(key, |(_, en, ko)| match lang {
-        Lang::En => en,
-        Lang::Ko => ko,
-    })
+    phrase_of(TABLE, lang, key)
 }
 
 /// True if there is such a phrase.
@@ -21,18 +14,11 @@ pub(super) fn exists(key: &str) -> bool {
     TABLE.iter().any(|(known, _, _)| *known == key)
 }
 
-/// A phrase with its gaps filled. What is filled in is not read again for gaps.
+/// A phrase with its gaps filled.
 pub fn say(lang: Lang, key: &'static str, args: &[(&str, &str)]) -> String {
-    let mut rest = phrase(lang, key);
-    let mut text = String::with_capacity(rest.len() + 32);
-    while let Some((before, after)) = rest.split_once('{') {
-        text.push_str(before);
-        let Some((name, after)) = after.split_once('}') else { break };
-        text.push_str(args.iter().find(|(known, _)| *known == name).map_or("?", |(_, value)| value));
-        rest = after;
-    }
-    text.push_str(rest);
-    text
+    fill_phrase(phrase(lang, key), |name| {
+        args.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    })
 }
 
 /// What a check saw, as a sentence.
