@@ -5,6 +5,7 @@ pub mod ip_masq_agent;
 pub mod ipcache;
 pub mod masquerade;
 pub mod node_network;
+mod retry;
 pub mod routes;
 pub mod services;
 pub mod settle;

@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use podwire_api::values::{RoutingMode, Values};
 
+use super::retry::retry;
 use crate::core::Core;
 use crate::datapath_ops::Failure;
 use crate::health::Health;
@@ -19,9 +19,6 @@ use crate::routes::reconcile::{Outcome, ReconcileError, Reconciler};
 
 /// Name of this part in `podwire status`.
 const PART: &str = "routes";
-
-/// Pause before a run that failed is repeated, if nothing changes earlier.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Gives devices to the datapath.
 pub type Attach = Box<dyn Fn(u32) -> Result<(), Failure> + Send>;
@@ -97,14 +94,12 @@ impl Controller {
         let mut state = Some((self, memory));
         let mut failed = false;
         loop {
-            let retry =
-                async { if failed { tokio::time::sleep(RETRY).await } else { std::future::pending().await } };
             tokio::select! {
                 () = changes.heard() => {}
                 event = monitor.changed() => if let Err(cause) = event {
                     tracing::error!("{PART}: netlink monitor: {cause}");
                 },
-                () = retry => {}
+                () = retry(failed) => {}
             }
             let Some((controller, mut memory)) = state.take() else { return };
             let joined = tokio::task::spawn_blocking(move || {

@@ -1,7 +1,6 @@
 //! Keeps the datapath's services as Services and EndpointSlices say, and the programs at sockets that use them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1::Service;
@@ -9,6 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::reflector::Store;
 use tokio::sync::oneshot;
 
+use super::retry::retry;
 use crate::core::Core;
 use crate::datapath::{Datapath, cgroup_root};
 use crate::health::Health;
@@ -16,9 +16,6 @@ use crate::services::plan::{Plan, plan};
 
 /// Name of this part in `podwire status`.
 const PART: &str = "services";
-
-/// Pause before what failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// What the controller works with.
 pub struct Controller {
@@ -59,11 +56,9 @@ impl Controller {
         let mut memory = Memory::default();
         let mut failed = false;
         loop {
-            let retry =
-                async { if failed { tokio::time::sleep(RETRY).await } else { std::future::pending().await } };
             tokio::select! {
                 () = changes.heard() => {}
-                () = retry => {}
+                () = retry(failed) => {}
             }
             failed = !self.once(&mut memory);
             if let Some(first) = first.take() {
