@@ -41,6 +41,8 @@ pub enum Request {
     Services,
     /// Services, as they stand in the datapath.
     LoadBalancing,
+    /// Connections that are balanced packet by packet.
+    Balanced,
     /// Flows as they happen.
     Monitor {
         /// Forwarded packets too.

@@ -11,6 +11,7 @@ mod masquerade_devices;
 mod masquerade_errors;
 mod masquerade_limits;
 mod net;
+mod node_port;
 mod outside;
 mod refusals;
 mod services;
