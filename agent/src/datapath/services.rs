@@ -168,7 +168,7 @@ fn range_of(addresses: impl IntoIterator<Item = Ipv4Addr>) -> PodCidr {
 type Place = (u8, SocketAddrV4);
 
 /// Where a key of the map is.
-fn listed_at(key: &ServiceKey) -> Place {
+fn listed_at(key: ServiceKey) -> Place {
     (key.scope, socket_address(key.addr, key.port))
 }
 
@@ -208,7 +208,7 @@ impl Backends {
         self.maglev && (2..=MAGLEV_SIZE).contains(&self.at.len())
     }
 
-    fn maglev_table(&self) -> Option<MaglevTable> {
+    fn maglev_table(&self) -> Option<Box<MaglevTable>> {
         let at: Vec<&SocketAddrV4> = self.at.iter().collect();
         if self.is_hashed() { maglev::table(&at) } else { None }
     }
@@ -272,7 +272,7 @@ impl ServiceMaps {
         let (present, mut lists) = self.present()?;
         let hashed = self.hashed_lists()?;
         // As long as both are in the maps, the programs look for both.
-        let old = present.keys().map(listed_at);
+        let old = present.keys().copied().map(listed_at);
         self.set_config(config_of(old.chain(places(desired)), desired.every_packet, self.netns))?;
         let mut changed = 0;
         let mut wanted: BTreeSet<ServiceKey> = BTreeSet::new();
@@ -304,7 +304,7 @@ impl ServiceMaps {
                     self.write_list(number, &at)?;
                     if let Some(table) = backends.maglev_table() {
                         self.maglev
-                            .insert(number, table, 0)
+                            .insert(number, *table, 0)
                             .map_err(DatapathError::map("write", maps::MAGLEV))?;
                     }
                     lists.insert(number, (0..count).zip(at).collect());

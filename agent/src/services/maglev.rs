@@ -35,12 +35,12 @@ impl Preference {
 
 /// The table of a list of backends: the slot of one in each place. None if there is nothing to choose: less than two backends, or
 /// more than places.
-pub fn table<B: Display>(backends: &[B]) -> Option<MaglevTable> {
+pub fn table<B: Display>(backends: &[B]) -> Option<Box<MaglevTable>> {
     if !(2..=MAGLEV_SIZE).contains(&backends.len()) {
         return None;
     }
     let mut preferences: Vec<Preference> = backends.iter().map(Preference::of).collect();
-    let mut table = [FREE; MAGLEV_SIZE];
+    let mut table: Box<MaglevTable> = vec![FREE; MAGLEV_SIZE].into_boxed_slice().try_into().ok()?;
     let mut filled = 0;
     loop {
         for (slot, preference) in (0_u16..).zip(&mut preferences) {
@@ -73,8 +73,8 @@ mod tests {
         for count in [2, 3, 10, 100] {
             let table = table(&backends(count)).unwrap();
             let mut places = vec![0_usize; count];
-            for slot in table {
-                places[usize::from(slot)] += 1;
+            for slot in table.iter() {
+                places[usize::from(*slot)] += 1;
             }
             let (least, most) = (places.iter().min().unwrap(), places.iter().max().unwrap());
             assert!(most - least <= 1, "{count}: {least} to {most}");
@@ -96,7 +96,7 @@ mod tests {
         let (before, after) = (table(&all).unwrap(), table(&less).unwrap());
         let moved = before
             .iter()
-            .zip(&after)
+            .zip(after.iter())
             .filter(|(b, a)| **b != 3 && all[usize::from(**b)] != less[usize::from(**a)])
             .count();
         assert!(moved * 10 < MAGLEV_SIZE, "{moved} of {MAGLEV_SIZE} places changed hands without need");

@@ -18,7 +18,7 @@ use podwire_agent::{
 use crate::{
     net::{Cluster, Node, PATIENCE, Pod, Setup, TCX, eventually, inside, isolated, run_in},
     outside::{self, COMPANY, PODS, ROUTER, ROUTER_IP, Tcp, assert_no_drops, ip},
-    tap::{Frame, Tap},
+    tap::{Frame, Tap, checksum},
     tunnel,
 };
 
@@ -122,7 +122,7 @@ fn tcp_server(netns: &str, own: Ipv4Addr, port: u16) {
 fn udp_server(netns: &str, own: Ipv4Addr, port: u16) {
     let socket = inside(netns, || UdpSocket::bind((own, port)).unwrap());
     thread::spawn(move || {
-        let mut question = [0; 65_536];
+        let mut question = vec![0; 65_536];
         while let Ok((length, from)) = socket.recv_from(&mut question) {
             let mut answer = [own.octets(), ip(from).octets()].concat();
             answer.extend_from_slice(&question[..length]);
@@ -267,6 +267,7 @@ fn where_nobody_answers_the_caller_is_refused() {
         scene.serve(Protocol::Tcp, &[], 0);
         assert_eq!(connect(ROUTER, scene.port()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
         // A pod's call of the ClusterIP that no socket of the node made: answered by ICMP, at once.
+        let mut pod = Tap::open(&client.netns, "eth0");
         let refused = connect(&client.netns, SERVICE).unwrap_err().kind();
         assert_eq!(refused, ErrorKind::ConnectionRefused);
         let udp = outside::udp(&client.netns, client.ip, 0);
@@ -274,6 +275,14 @@ fn where_nobody_answers_the_caller_is_refused() {
         udp.send(b"?").unwrap();
         assert_eq!(udp.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
         assert!(scene.node().counted(Point::FromEndpoint, DropReason::ServiceBackendNotFound) >= 2);
+        // The kernel does not look at checksums that it takes for a device's work; others do.
+        let frames = pod.drain();
+        let refusals: Vec<_> = frames.iter().filter(|frame| frame.protocol == 1).collect();
+        assert!(refusals.len() >= 2);
+        for refusal in refusals {
+            assert!(refusal.checksum_holds && checksum(&refusal.payload) == 0, "{refusal:?}");
+            assert_eq!((refusal.source, refusal.payload[..2].to_vec()), (CLUSTER_IP, vec![3, 3]));
+        }
         assert_eq!(scene.connections(), []);
     });
 }
