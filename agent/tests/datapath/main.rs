@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forwarding;
+mod fuzz;
 mod malformed;
 mod masquerade;
 mod masquerade_devices;
