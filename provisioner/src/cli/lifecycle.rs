@@ -13,7 +13,7 @@ use super::{Ended, Format, Output, Programs, print_json, print_text};
 use crate::deploy;
 use crate::error::{Failure, OrFailure};
 use crate::forward;
-use crate::lab::Lab;
+use crate::lab::{Lab, Source};
 use crate::netns;
 use crate::plan::{self, Places};
 use crate::progress::Progress;
@@ -37,6 +37,9 @@ pub(super) struct Up {
     provider: Provider,
     #[command(flatten)]
     values: ValueArgs,
+    /// An app besides those of the lab, for example coredns
+    #[arg(long = "app", value_name = "APP")]
+    apps: Vec<String>,
     /// Show what would be made, and make nothing
     #[arg(long)]
     dry_run: bool,
@@ -123,7 +126,11 @@ fn merge(base: &mut Map<String, Value>, over: Map<String, Value>) {
 impl Up {
     pub(super) fn run(self) -> Result<(), Ended> {
         let Provider::Netns = self.provider;
-        let mut lab = Lab::load(&self.lab)?;
+        let source = Source::find(&self.lab)?;
+        let mut lab = Lab::parse(&source)?;
+        for app in &self.apps {
+            lab.add_app(&source, app).map_err(|cause| Ended::Wrong(format!("--app: {cause}")))?;
+        }
         if let Some(name) = &self.name {
             lab.rename(name).map_err(|cause| Ended::Wrong(format!("--name {name:?} {cause}")))?;
         }

@@ -194,6 +194,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Adds an app, by its name or, for a lab from a file, by the path of a manifest beside that; one that the lab has already is
+    /// left as it is. The error is the cause and the mend.
+    pub fn add_app(&mut self, source: &Source, wanted: &str) -> Result<(), String> {
+        let (name, manifest) = source.app(wanted)?;
+        if self.apps.iter().all(|app| app.name != name) {
+            crate::deploy::manifest::objects(&manifest)?;
+            self.apps.push(App { name, manifest });
+        }
+        Ok(())
+    }
+
     /// The name that a user means by a lab's name or by the path of its file.
     pub fn name_of(wanted: &str) -> Result<String, LabError> {
         if source::is_path(wanted) {

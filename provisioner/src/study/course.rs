@@ -63,6 +63,9 @@ pub struct Body {
     /// Values for `lab up --set`.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Apps besides those of the lab, for `lab up --app`.
+    #[serde(default)]
+    pub apps: Vec<Spanned<String>>,
     /// Commands that bring the lab into the exercise's state, a fault for example. The learner does not see them.
     #[serde(default)]
     pub setup: Vec<Spanned<String>>,

@@ -9,6 +9,7 @@ use podwire_conformance::check::Expectation;
 use podwire_conformance::report::Lang;
 use tokio::runtime::Runtime;
 
+use super::check::dns;
 use super::check::live::{self, Reached};
 use super::check::{Check, Outcome};
 use super::course::{Exercise, Step};
@@ -117,6 +118,9 @@ impl Desk {
         let mut words = vec!["up", body.lab.get_ref(), "--name", &self.lab];
         for set in &body.set {
             words.extend(["--set", set]);
+        }
+        for app in &body.apps {
+            words.extend(["--app", app.get_ref()]);
         }
         Self::lab_command(&words)?;
         self.write_kubeconfig()?;
@@ -253,6 +257,7 @@ impl Desk {
                 let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));
                 live::captured(&self.directory, file, &from, &to)
             }
+            Check::Asked { file, name, only } => dns::asked(&self.directory, file, name, *only),
             Check::NotCaptured { file, address } => {
                 live::not_captured(&self.directory, file, &self.fill(address.get_ref(), seen))
             }

@@ -31,8 +31,10 @@ pub enum Fact {
     PodIp(String),
     /// `pod.NAME.device`: the node's end of its veth pair.
     PodDevice(String),
-    /// `service.NAME.ip`: a Service's `ClusterIP`.
+    /// `service.NAME.ip`: a Service's `ClusterIP`; `service.NAMESPACE/NAME.ip` of another namespace than default.
     ServiceIp(String),
+    /// `service.NAME.node-port`: its port on every node.
+    NodePort(String),
     /// `webpod.NODE.ip`: of the web server on a node.
     WebIp(String),
     /// `way.MACHINE.NODE`: the device by which a machine sends to the web server on a node.
@@ -80,6 +82,7 @@ impl Fact {
             ["pod", name, "ip"] => Self::PodIp(own(name)),
             ["pod", name, "device"] => Self::PodDevice(own(name)),
             ["service", name, "ip"] => Self::ServiceIp(own(name)),
+            ["service", name, "node-port"] => Self::NodePort(own(name)),
             ["webpod", node, "ip"] => Self::WebIp(own(node)),
             ["way", machine, node] => Self::Way(own(machine), own(node)),
             ["ttl", node] => Self::Ttl(own(node)),
@@ -131,7 +134,8 @@ impl Fact {
                 let own = ipnet::Ipv4Net::new(pod.ip?, 32).ok();
                 seen.routes.get(&pod.node)?.iter().find(|r| r.to() == own).map(|r| r.dev.clone())
             }
-            Self::ServiceIp(name) => seen.services.get(name).map(ToString::to_string),
+            Self::ServiceIp(name) => seen.services.get(name).map(|service| service.ip.to_string()),
+            Self::NodePort(name) => seen.services.get(name)?.node_port.map(|port| port.to_string()),
             Self::WebIp(node) => {
                 let web = seen.labelled("app=webpod").find(|p| p.node == *node)?;
                 web.ip.map(|ip| ip.to_string())
@@ -164,7 +168,7 @@ pub fn gaps(text: &str) -> Vec<(Range<usize>, &str)> {
     while let Some(open) = text[from..].find('{').map(|at| from + at) {
         let inside = &text[open + 1..];
         let length =
-            inside.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c)));
+            inside.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-./".contains(c)));
         if let Some(length) = length
             && length > 0
             && inside[length..].starts_with('}')

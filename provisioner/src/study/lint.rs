@@ -11,7 +11,7 @@ use super::course::{Course, Exercise, Step};
 use super::fact::{Fact, gaps};
 use super::show::{exercise_heading, step_heading};
 use super::text::{Block, COLUMNS, Text, blocks, columns};
-use crate::lab::{Diagnostic, Lab, hint, line_of};
+use crate::lab::{Diagnostic, Lab, Source, hint, line_of};
 
 /// Commands are shown with two columns and a prompt before them; longer ones are typed in more than one line anyway.
 const COMMAND_COLUMNS: usize = 400;
@@ -38,6 +38,13 @@ pub fn exercise(course: &Course, exercise: &Exercise, text: &str, found: &mut Ve
     let body = &exercise.body;
     if let Err(error) = Lab::load(body.lab.get_ref()) {
         finder.add(body.lab.span().start, error.to_string());
+    }
+    if let (Ok(source), Ok(mut lab)) = (Source::find(body.lab.get_ref()), Lab::load(body.lab.get_ref())) {
+        for app in &body.apps {
+            if let Err(cause) = lab.add_app(&source, app.get_ref()) {
+                finder.add(app.span().start, cause);
+            }
+        }
     }
     for (name, id) in body.after.iter().zip(exercise.needed()) {
         if course.exercise(&id).is_none() {

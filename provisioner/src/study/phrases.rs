@@ -74,6 +74,9 @@ const TABLE: &[Entry] = &[
     ("empty-capture", "{file} has no packet in it", "{file}에 패킷이 없음"),
     ("address-absent", "none of the {count} packets in {file} has the address {address}", "{file}의 패킷 {count}개 중 {address} 주소를 가진 것이 없음"),
     ("address-present", "{file} has {count} packet(s) with the address {address}", "{file}에 {address} 주소를 가진 패킷이 {count}개 있음"),
+    ("asked", "{file} has questions for: {names}", "{file}에 있는 질의: {names}"),
+    ("not-asked", "{file} has no question for {name}, only for: {names}", "{file}에 {name} 질의가 없음. 있는 질의: {names}"),
+    ("asked-more", "{file} has questions for other names than {name} too: {names}", "{file}에 {name} 말고 다른 이름의 질의도 있음: {names}"),
     ("loop", "{file} shows a packet that comes round again", "{file}에 되돌아온 패킷이 있음"),
     ("no-loop", "{file} proves that no packet comes round again", "{file}로 증명됨: 되돌아온 패킷이 없음"),
     ("loop-unknown", "{file} proves nothing about loops; see: lab check --expect no-loop {file}", "{file}만으로는 루프가 있는지 알 수 없음; 확인: lab check --expect no-loop {file}"),
@@ -152,6 +155,7 @@ mod tests {
     fn every_phrase_is_said_somewhere() {
         let sources = [
             include_str!("check/state.rs"),
+            include_str!("check/dns.rs"),
             include_str!("check/live.rs"),
             include_str!("walk.rs"),
             include_str!("proof.rs"),

@@ -53,8 +53,8 @@ pub struct Snapshot {
     pub networks: BTreeMap<String, NetworkSeen>,
     /// All pods.
     pub pods: Vec<PodSeen>,
-    /// ClusterIPs of the Services of namespace default.
-    pub services: BTreeMap<String, Ipv4Addr>,
+    /// Services with a ClusterIP, by name; those of other namespaces than default by `namespace/name`.
+    pub services: BTreeMap<String, ServiceSeen>,
     /// `deploy/NAME` and `ds/NAME` of kube-system.
     pub workloads: BTreeMap<String, WorkloadSeen>,
     /// What each node's agent runs with; empty unless asked for.
@@ -133,6 +133,15 @@ impl RouteSeen {
     }
 }
 
+/// What is seen of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceSeen {
+    /// Its ClusterIP.
+    pub ip: Ipv4Addr,
+    /// The port of nodes of its first port that has one.
+    pub node_port: Option<i32>,
+}
+
 impl Snapshot {
     /// Looks at a lab that runs.
     pub async fn take(
@@ -150,7 +159,7 @@ impl Snapshot {
         let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
         let (nodes, networks) = (Api::<Node>::all(client.clone()), Api::<NodeNetwork>::all(client.clone()));
         let pods = Api::<Pod>::all(client.clone());
-        let services: Api<Service> = Api::namespaced(client.clone(), "default");
+        let services = Api::<Service>::all(client.clone());
         let (config, nodes, networks, pods, services, deployments, daemon_sets) = futures::try_join!(
             maps.get_opt(names::CONFIG_MAP),
             nodes.list(&every),
@@ -272,8 +281,14 @@ fn pod(pod: &Pod) -> PodSeen {
     }
 }
 
-fn service(service: &Service) -> Option<(String, Ipv4Addr)> {
-    Some((service.name_any(), service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()?))
+fn service(service: &Service) -> Option<(String, ServiceSeen)> {
+    let name = match service.namespace().as_deref() {
+        None | Some("default") => service.name_any(),
+        Some(namespace) => format!("{namespace}/{}", service.name_any()),
+    };
+    let spec = service.spec.as_ref()?;
+    let node_port = spec.ports.iter().flatten().find_map(|port| port.node_port);
+    Some((name, ServiceSeen { ip: spec.cluster_ip.as_ref()?.parse().ok()?, node_port }))
 }
 
 fn deployment(object: &Deployment) -> (String, WorkloadSeen) {

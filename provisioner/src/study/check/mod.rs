@@ -1,5 +1,6 @@
 //! The checks that a step can ask. Each answers with what it saw, so that a learner reads what is missing.
 
+pub mod dns;
 pub mod live;
 mod state;
 
@@ -109,6 +110,16 @@ pub enum Check {
         /// The destination.
         to: Spanned<String>,
     },
+    /// A capture has a question to a DNS server for a name.
+    Asked {
+        /// The capture's name.
+        file: String,
+        /// The name, without the dot at its end.
+        name: String,
+        /// No other name was asked for.
+        #[serde(default)]
+        only: bool,
+    },
     /// A capture has packets, and none of them has an address.
     NotCaptured {
         /// Its name.
@@ -215,6 +226,7 @@ impl Check {
             Self::Capture { .. } => "capture",
             Self::Captured { .. } => "captured",
             Self::NotCaptured { .. } => "not-captured",
+            Self::Asked { .. } => "asked",
             Self::Loop { .. } => "loop",
             Self::Fetch { .. } => "fetch",
             Self::Restarted { .. } => "restarted",

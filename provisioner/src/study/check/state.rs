@@ -42,6 +42,7 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
         | Check::Capture { .. }
         | Check::Captured { .. }
         | Check::NotCaptured { .. }
+        | Check::Asked { .. }
         | Check::Loop { .. }
         | Check::Fetch { .. }
         | Check::Measuring { .. }
