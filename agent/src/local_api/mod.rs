@@ -41,7 +41,7 @@ pub enum Request {
     Services,
     /// Services, as they stand in the datapath.
     LoadBalancing,
-    /// Flows as they happen.
+    /// Flows as they happen. The first line, `{"listening": true}`, says that none is missed any more.
     Monitor {
         /// Forwarded packets too.
         trace: bool,

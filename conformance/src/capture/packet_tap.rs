@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
-use super::ring::{Keep, Ring};
+use super::ring::{self, Keep, Ring};
 use super::{CaptureError, DEFAULT_SNAPLEN};
 use crate::link::LinkType;
 use crate::node::{Tap, TapStatistics, TappedPacket};
@@ -40,14 +40,33 @@ pub fn open_packet_tap(
     node: &str,
     interface: &str,
 ) -> Result<PacketTap, CaptureError> {
+    open(netns, node, interface, ring::BLOCK)
+}
+
+/// As [`open_packet_tap`], with an eighth of its memory: for one who opens many taps and looks at the beginning of few packets.
+/// Packets longer than 128 KiB are cut.
+pub fn open_small_packet_tap(
+    netns: Option<BorrowedFd<'_>>,
+    node: &str,
+    interface: &str,
+) -> Result<PacketTap, CaptureError> {
+    open(netns, node, interface, ring::SMALL_BLOCK)
+}
+
+fn open(
+    netns: Option<BorrowedFd<'_>>,
+    node: &str,
+    interface: &str,
+    block: usize,
+) -> Result<PacketTap, CaptureError> {
     let name = format!("{node}:{interface}");
     let opened = match netns {
-        None => open_here(node, interface, &name),
+        None => open_here(node, interface, &name, block),
         Some(netns) => std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 setns(netns, CloneFlags::CLONE_NEWNET)
                     .map_err(|errno| system(&name, "enter the network namespace", errno.into()))?;
-                open_here(node, interface, &name)
+                open_here(node, interface, &name, block)
             });
             inside.join().unwrap_or_else(|_| {
                 Err(system(&name, "open the socket", io::Error::other("the opening thread panicked")))
@@ -70,7 +89,7 @@ fn system(name: &str, action: &'static str, source: io::Error) -> CaptureError {
 
 type Opened = (OwnedFd, Ring, LinkType, bool);
 
-fn open_here(node: &str, interface: &str, name: &str) -> Result<Opened, CaptureError> {
+fn open_here(node: &str, interface: &str, name: &str, block: usize) -> Result<Opened, CaptureError> {
     let missing = || CaptureError::NoInterface { node: node.to_owned(), interface: interface.to_owned() };
     let index = nix::net::if_::if_nametoindex(interface).map_err(|_| missing())?;
     // Protocol 0 receives nothing: no packet of another interface slips in between socket() and bind().
@@ -97,7 +116,7 @@ fn open_here(node: &str, interface: &str, name: &str) -> Result<Opened, CaptureE
     let version = libc::tpacket_versions::TPACKET_V3 as libc::c_int;
     set_option(fd, libc::PACKET_VERSION, &version)
         .map_err(|source| system(name, "ask for TPACKET_V3", source))?;
-    let ring = Ring::new(&socket).map_err(|source| system(name, "make the packet ring", source))?;
+    let ring = Ring::new(&socket, block).map_err(|source| system(name, "make the packet ring", source))?;
     bind(fd, index).map_err(|source| system(name, "bind to the interface", source))?;
     // Frames for other addresses count too; the membership goes with the socket.
     let promiscuous = libc::packet_mreq {
