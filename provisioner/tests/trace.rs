@@ -144,7 +144,10 @@ fn what_is_rewritten_and_replaced_is_shown() {
     let service = lab.get(&["get", "service", "webpod", "-o", "jsonpath={.spec.clusterIP}"]);
     assert_eq!(json["destination"]["address"].as_str(), Some(service.as_str()));
     let (webs, backend) = (lab.pods("app=webpod"), &json["backend"]);
-    assert!(webs.iter().any(|(name, ip, _)| backend["name"] == *name && backend["address"] == *ip), "{json:#}");
+    assert!(
+        webs.iter().any(|(name, ip, _)| backend["name"] == *name && backend["address"] == *ip),
+        "{json:#}"
+    );
     assert!(!json["legs"].to_string().contains(&service), "{json:#}");
     assert_eq!(answered(&lab, &["curl-pod", &format!("{service}:80")])["backend"]["port"], 80);
 
@@ -231,7 +234,10 @@ fn the_tunnel_is_shown_with_both_its_layers() {
     assert_eq!(places, ["k8s-ctr", "router", "router", "k8s-w0"], "{json:#}");
     for hop in &wrapped {
         let around = &hop["encapsulation"];
-        assert_eq!((around["source"].as_str(), around["destination"].as_str()), (Some("192.168.10.100"), Some("192.168.20.100")));
+        assert_eq!(
+            (around["source"].as_str(), around["destination"].as_str()),
+            (Some("192.168.10.100"), Some("192.168.20.100"))
+        );
     }
     let outer: Vec<u64> = wrapped.iter().map(|hop| hop["encapsulation"]["ttl"].as_u64().unwrap()).collect();
     assert_eq!(outer, [64, 64, 63, 63]);

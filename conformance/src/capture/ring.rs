@@ -13,7 +13,7 @@ use crate::read::Direction;
 
 /// Bytes of a block, which holds at least one packet of the greatest captured length.
 pub(super) const BLOCK: usize = 1 << 20;
-/// Bytes of a block for one who needs the beginning of packets only: longer ones are cut.
+/// Bytes of a block for one who has packets cut short.
 pub(super) const SMALL_BLOCK: usize = 1 << 17;
 /// 32 MiB: a quarter of a second of 1 Gbit/s, and blocks are emptied every few milliseconds. Their number is what counts where there
 /// is little traffic: each is handed over after RETIRE_MS, full or not.

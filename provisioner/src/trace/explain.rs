@@ -4,18 +4,18 @@
 //! that had the packet last says of it; who did not answer ARP; who sent an ICMP error. That a packet was *not* seen is evidence only
 //! while the taps lost nothing: otherwise the trace is incomplete.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use podwire_api::names;
 use podwire_conformance::dissect::TcpFlags;
 use serde::Serialize;
 
-use super::follow::{Hop, Journey, Leg, Unanswered, Way};
+use super::evidence::{Evidence, refusal_of, silent_hop, taken};
+use super::follow::{Hop, Journey, Leg, Way};
 use super::plan::{Plan, Tap};
 use super::probe::Outcome;
 use super::route::{Ask, Route, Told};
-use super::sighting::{Ends, Kind};
+use super::sighting::Kind;
 use super::why::{Cause, Scene};
 use super::world::{Owner, World};
 
@@ -67,36 +67,6 @@ pub struct At {
     pub device: String,
 }
 
-/// What was learned beside the packets.
-#[derive(Clone, Debug)]
-pub struct Evidence {
-    /// What the sender experienced.
-    pub outcome: Outcome,
-    /// What agents say that they dropped.
-    pub drops: Vec<Drop>,
-    /// Questions of ARP that nobody answered.
-    pub arp: Vec<Unanswered>,
-    /// Why the taps did not see everything, a line each.
-    pub lost: Vec<String>,
-    /// What else could not be learned, a line each.
-    pub notes: Vec<String>,
-    /// What routing tables say.
-    pub(super) routes: BTreeMap<Ask, Told>,
-}
-
-/// A packet that an agent dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drop {
-    /// The node.
-    pub node: String,
-    /// Why.
-    pub reason: String,
-    /// Where in its datapath.
-    pub point: String,
-    /// From where to where; pings without their identifier.
-    pub ends: Ends,
-}
-
 /// What is looked into.
 pub struct Case<'a> {
     /// The lab.
@@ -119,7 +89,7 @@ struct End<'a> {
     tap: &'a Tap,
 }
 
-impl<'a> Case<'a> {
+impl Case<'_> {
     /// Which routing tables must be asked.
     pub(super) fn questions(&self, outcome: &Outcome) -> Vec<Ask> {
         let Some(journey) = self.journey else { return self.at_source().into_iter().collect() };
@@ -129,9 +99,11 @@ impl<'a> Case<'a> {
                 asks.push(self.ask(&end));
                 if let Some(cycle) = end.leg.cycle {
                     let round = &end.leg.hops[cycle.first..cycle.first + cycle.length];
-                    asks.extend(round.iter().filter(|hop| !hop.out).filter_map(|hop| {
-                        Some(self.ask(&End { hop, tap: self.taps.get(hop.tap)?, ..end }))
-                    }));
+                    asks.extend(
+                        round.iter().filter(|hop| !hop.out).filter_map(|hop| {
+                            Some(self.ask(&End { hop, tap: self.taps.get(hop.tap)?, ..end }))
+                        }),
+                    );
                 }
             }
             None => asks.extend(self.way_back(journey)),
@@ -167,7 +139,8 @@ impl<'a> Case<'a> {
         }
         let (source, destination) = addresses(end.hop);
         let came_in = end.leg.hops.iter().rev().find(|hop| {
-            !hop.out && self.taps.get(hop.tap).is_some_and(|t| t.machine == end.tap.machine && t.pod.is_none())
+            !hop.out
+                && self.taps.get(hop.tap).is_some_and(|t| t.machine == end.tap.machine && t.pod.is_none())
         });
         Ask {
             machine: end.tap.machine.clone(),
@@ -187,7 +160,12 @@ impl<'a> Case<'a> {
     /// The leg that ended before its time, if one did.
     fn unfinished<'j>(&'j self, journey: &'j Journey, outcome: &Outcome) -> Option<End<'j>> {
         let (way, leg) = match (&journey.back, &journey.stuck) {
-            _ if !journey.there.arrived => (Way::There, &journey.there),
+            // Whom an answer reaches has been heard, wherever that was. A RST proves less: others send it in somebody's name.
+            (back, _)
+                if !journey.there.arrived && !back.as_ref().is_some_and(|b| b.arrived && !is_reset(b)) =>
+            {
+                (Way::There, &journey.there)
+            }
             (Some(back), _) if !back.arrived => (Way::Back, back),
             // The last packets of a connection that was answered end with the capture.
             (Some(_), Some((way, leg))) if !matches!(outcome, Outcome::Answered(_)) => (*way, leg),
@@ -235,7 +213,11 @@ impl<'a> Case<'a> {
             (Some(service), _) if refused => match self.plan.service_port() {
                 None => Some(Cause::NoServicePort {
                     service: service.called(),
-                    has: service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect(),
+                    has: service
+                        .ports
+                        .iter()
+                        .map(|port| format!("{}/{}", port.port, port.protocol))
+                        .collect(),
                 }),
                 Some(port) if port.backends.is_empty() => {
                     Some(Cause::NoBackend { service: service.called() })
@@ -243,7 +225,10 @@ impl<'a> Case<'a> {
                 Some(_) => Some(at_source(&evidence.outcome)),
             },
             _ => told
-                .and_then(|told| refusal_of(told).or_else(|| silent_hop(told, place, self.plan.target.address, &evidence.arp)))
+                .and_then(|told| {
+                    refusal_of(told)
+                        .or_else(|| silent_hop(told, place, self.plan.target.address, &evidence.arp))
+                })
                 .or_else(|| {
                     silent.map(|arp| Cause::SilentNextHop {
                         route: None,
@@ -304,17 +289,19 @@ impl<'a> Case<'a> {
         let (source, destination) = addresses(hop);
         let forth = scene(source, destination, there.kind.to_string());
         let refusal = match &journey.back {
-            Some(Leg { kind: Kind::Tcp(flags), .. }) if flags.has(TcpFlags::RST) => Some("a TCP RST".to_owned()),
+            Some(back) if is_reset(back) => Some("a TCP RST".to_owned()),
             Some(_) => return plain(Verdict::Answered),
-            None => refusing_error(journey).map(|error| error.to_string()),
+            None => refusing_error(journey).map(ToString::to_string),
         };
         if let Some(with) = refusal {
             return self.finding(Verdict::Refused, None, Some(tap), Cause::Refused { with }, &forth, &[]);
         }
         // No answer was seen. Perhaps it has no way out of the machine.
-        let told = self.way_back(journey).and_then(|ask| Some((ask.machine.clone(), evidence.routes.get(&ask)?)));
+        let told =
+            self.way_back(journey).and_then(|ask| Some((ask.machine.clone(), evidence.routes.get(&ask)?)));
         if let Some((machine, told)) = &told
-            && let Some(cause) = refusal_of(told).or_else(|| silent_hop(told, tap.place(), source, &evidence.arp))
+            && let Some(cause) =
+                refusal_of(told).or_else(|| silent_hop(told, tap.place(), source, &evidence.arp))
         {
             let back = scene(destination, source, "answer".into());
             let taken = taken(machine, told);
@@ -370,7 +357,8 @@ impl<'a> Case<'a> {
             return self.finding(Verdict::Loop, Some(end.way), entry, cause, &scene, &taken);
         }
         let error = error_about(journey, end.leg);
-        let cause = drop_of(evidence, end)
+        let cause = evidence
+            .drop_of(&end.tap.machine, end.hop.ends)
             .or_else(|| {
                 if end.hop.out {
                     self.outward(end, told, evidence)
@@ -385,11 +373,15 @@ impl<'a> Case<'a> {
             })
             .unwrap_or(Cause::Unknown);
         let taken = told.map(|told| taken(&end.tap.machine, told)).unwrap_or_default();
+        let reset = journey.back.as_ref().filter(|back| end.way == Way::There && is_reset(back));
         let mut finding = self.finding(Verdict::Died, Some(end.way), Some(end.tap), cause, &scene, &taken);
         if let Some(leg) = error
             && !matches!(finding.cause, Some(Cause::Error { .. }))
         {
             finding.why.extend(self.error(leg).words(&scene));
+        }
+        if let Some(tap) = reset.and_then(|back| self.taps.get(back.hops.first()?.tap)) {
+            finding.why.push(format!("{} answered with a TCP RST in its name.", tap.place()));
         }
         finding
     }
@@ -471,7 +463,12 @@ impl<'a> Case<'a> {
         if let Cause::Refused { .. } = cause
             && let Some(Owner::Pod(pod)) = self.world.owner(scene.destination)
         {
-            why.push(format!("See what {} serves: kubectl -n {} describe pod {}", pod.called(), pod.namespace, pod.name));
+            why.push(format!(
+                "See what {} serves: kubectl -n {} describe pod {}",
+                pod.called(),
+                pod.namespace,
+                pod.name
+            ));
         }
         let mend = cause.mends(scene, taken);
         Finding { verdict, way, at, cause: Some(cause), why, mend }
@@ -483,63 +480,15 @@ fn addresses(hop: &Hop) -> (Ipv4Addr, Ipv4Addr) {
     hop.outer.map_or((hop.ends.source.0, hop.ends.destination.0), |outer| (outer.source, outer.destination))
 }
 
+fn is_reset(leg: &Leg) -> bool {
+    matches!(leg.kind, Kind::Tcp(flags) if flags.has(TcpFlags::RST))
+}
+
 fn at_source(outcome: &Outcome) -> Cause {
     match outcome {
         Outcome::Refused(says) | Outcome::Odd(says) => Cause::RefusedAtSource { says: says.clone() },
         _ => Cause::Unknown,
     }
-}
-
-fn taken(machine: &str, told: &Told) -> Vec<(String, Route)> {
-    let route = told.route.as_ref().and_then(|route| route.as_ref().ok());
-    route.map(|route| (machine.to_owned(), route.clone())).into_iter().collect()
-}
-
-/// What the routing table refuses.
-fn refusal_of(told: &Told) -> Option<Cause> {
-    let says = told.route.as_ref()?.as_ref().err()?;
-    if let Some(route) = told.forbidding() {
-        return Some(Cause::Forbidden { route: route.to_string() });
-    }
-    // Which of the two it says depends on the kernel's version.
-    if told.reverse_path && (says.contains("cross-device") || says.contains("Invalid argument")) {
-        return Some(Cause::ReversePath);
-    }
-    Some(Cause::NoRoute { says: says.clone() })
-}
-
-/// The next hop, or the destination itself, that does not answer ARP: it was asked just now, or a moment before.
-fn silent_hop(told: &Told, place: &str, destination: Ipv4Addr, arp: &[Unanswered]) -> Option<Cause> {
-    let route = told.route.as_ref()?.as_ref().ok()?;
-    let seen = arp.iter().filter(|arp| arp.place == place).map(|arp| (arp.device.as_str(), arp.address));
-    let known = told.silent.iter().map(|(device, address)| (device.as_str(), *address));
-    let mut silent = seen.chain(known);
-    let (device, next_hop) = silent.find(|(device, address)| {
-        route.ways().any(|(via, dev)| dev == *device && via.unwrap_or(destination) == *address)
-    })?;
-    Some(Cause::SilentNextHop {
-        route: Some(route.to_string()),
-        by_default: route.is_default(),
-        next_hop,
-        device: device.to_owned(),
-    })
-}
-
-/// What the agent of the machine that had the packet last says of it.
-fn drop_of(evidence: &Evidence, end: &End<'_>) -> Option<Cause> {
-    let ends = end.hop.ends;
-    let pings = ends.protocol == super::Protocol::Icmp.number();
-    let is_it = |drop: &&Drop| {
-        drop.node == end.tap.machine
-            && if pings {
-                (drop.ends.protocol, drop.ends.source.0, drop.ends.destination.0)
-                    == (ends.protocol, ends.source.0, ends.destination.0)
-            } else {
-                drop.ends == ends
-            }
-    };
-    let found = evidence.drops.iter().find(is_it)?;
-    Some(Cause::Dropped { reason: found.reason.clone(), point: found.point.clone() })
 }
 
 /// The first ICMP error about a packet, redirects apart: they are advice.

@@ -1,7 +1,9 @@
 //! Tests of [`super`]: what was seen and learned, and what comes of it.
 
 use podwire_conformance::dissect::Encapsulation;
+use std::collections::BTreeMap;
 
+use super::super::evidence::Drop;
 use super::super::follow::{follow, unanswered};
 use super::super::plan::plan;
 use super::super::sighting::{Outer, Sighting};
@@ -82,8 +84,8 @@ fn and_back_to_the_router() -> Seen {
     seen
 }
 
-fn at(place: &str, device: &str) -> Option<At> {
-    Some(At { place: place.into(), device: device.into() })
+fn at(finding: &Finding) -> String {
+    finding.at.as_ref().map(|at| format!("{}:{}", at.place, at.device)).unwrap_or_default()
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn the_default_route_of_a_router_is_no_way_to_pods() {
     seen.arp("router:eth0", true, GATEWAY);
     let finding = explain("web-far:80", &seen, evidence(), Some(&route(DEFAULT)));
     assert_eq!((finding.verdict, finding.way), (Verdict::Died, Some(Way::There)));
-    assert_eq!(finding.at, at("router", "eth1"));
+    assert_eq!(at(&finding), "router:eth1");
     let cause = Cause::SilentNextHop {
         route: Some("default via 10.0.2.2 dev eth0".into()),
         by_default: true,
@@ -100,7 +102,10 @@ fn the_default_route_of_a_router_is_no_way_to_pods() {
         device: "eth0".into(),
     };
     assert_eq!(finding.cause, Some(cause));
-    assert!(finding.why[0].contains("no route to 172.20.2.0/24, where the pods of k8s-w0 are"), "{finding:?}");
+    assert!(
+        finding.why[0].contains("no route to 172.20.2.0/24, where the pods of k8s-w0 are"),
+        "{finding:?}"
+    );
     assert_eq!(finding.mend[0], "lab exec router -- ip route add 172.20.2.0/24 via 192.168.20.100");
     assert!(finding.mend[1].ends_with("lab routes --for router"));
 
@@ -115,8 +120,10 @@ fn a_device_behind_which_nothing_is_swallows_packets() {
     let mut seen = to_the_router();
     seen.packet("router:eth0", true, ends((CURL, 20_001), (WEB_FAR, 80)), 62, SYN, 1);
     let finding = explain("web-far:80", &seen, evidence(), Some(&route(DEFAULT)));
-    assert!(matches!(&finding.cause, Some(Cause::Nowhere { by_default: true, device, .. }) if device == "eth0"));
-    assert_eq!(finding.at, at("router", "eth0"));
+    assert!(
+        matches!(&finding.cause, Some(Cause::Nowhere { by_default: true, device, .. }) if device == "eth0")
+    );
+    assert_eq!(at(&finding), "router:eth0");
     assert_eq!(finding.mend[0], "lab exec router -- ip route add 172.20.2.0/24 via 192.168.20.100");
 }
 
@@ -162,8 +169,28 @@ fn what_came_back_was_answered_or_refused() {
     assert_eq!(answered(SYN_ACK).verdict, Verdict::Answered);
     let refused = answered(RST);
     assert_eq!(refused.verdict, Verdict::Refused);
-    assert_eq!(refused.at, at("web-far", "eth0"));
+    assert_eq!(at(&refused), "web-far:eth0");
     assert!(refused.why[0].contains("TCP RST"), "{refused:?}");
+}
+
+#[test]
+fn an_answer_counts_wherever_it_comes_from_and_a_reset_does_not() {
+    let from_the_router = |kind| {
+        let mut seen = to_the_router();
+        let flow = ends((CURL, 20_001), (WEB_FAR, 80)).reversed();
+        seen.packet("router:eth1", true, flow, 64, kind, 2);
+        seen.packet("curl-pod:eth0", false, flow, 63, kind, 2);
+        let rules = vec!["tcp dport 80 reject with tcp reset".to_owned()];
+        explain("web-far:80", &seen, evidence(), Some(&Told { rules, ..Told::default() }))
+    };
+    assert_eq!(from_the_router(SYN_ACK).verdict, Verdict::Answered, "by whomever");
+    let finding = from_the_router(RST);
+    assert!(matches!(finding.cause, Some(Cause::Filtered { .. })), "{finding:?}");
+    assert_eq!((finding.verdict, at(&finding)), (Verdict::Died, "router:eth1".to_owned()));
+    assert!(
+        finding.why.iter().any(|why| why == "router answered with a TCP RST in its name."),
+        "{finding:?}"
+    );
 }
 
 #[test]

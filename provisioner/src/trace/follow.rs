@@ -138,13 +138,7 @@ pub fn follow(sightings: &[Sighting], taps: &[Tap], world: &World, source: &Sour
     later.sort_by_key(|(_, leg)| began(leg));
     let stuck = later.into_iter().find(|(_, leg)| !leg.arrived).map(|(way, leg)| (way, leg.clone()));
     let errors = errors(sightings, &flow, taps, source);
-    Some(Journey {
-        there: there.into_iter().next()?,
-        back: back.into_iter().next(),
-        stuck,
-        errors,
-        packets,
-    })
+    Some(Journey { there: there.into_iter().next()?, back: back.into_iter().next(), stuck, errors, packets })
 }
 
 /// Questions of ARP that nobody answered while the taps were open.
@@ -234,7 +228,7 @@ impl<'s> Flow<'s> {
 }
 
 /// Orders a packet's sightings. A packet that was sent twice is taken for one: what one of the two reached is reached.
-fn leg(seen: &[&Sighting], arrives: impl Fn(&Hop) -> bool) -> Option<Leg> {
+fn leg(seen: &[&Sighting], is_goal: impl Fn(&Hop) -> bool) -> Option<Leg> {
     let mut seen: Vec<&Sighting> = seen.to_vec();
     seen.sort_by_key(|s| (s.time, packet(s).map(|p| order(p, s.out)), s.frame));
     let mut known = HashSet::new();
@@ -256,7 +250,7 @@ fn leg(seen: &[&Sighting], arrives: impl Fn(&Hop) -> bool) -> Option<Leg> {
             });
         }
     }
-    let arrived = hops.last().is_some_and(arrives);
+    let arrived = hops.last().is_some_and(is_goal);
     let cycle = cycle(&hops);
     (!hops.is_empty()).then_some(Leg { kind, hops, arrived, cycle })
 }
@@ -360,10 +354,7 @@ mod tests {
         assert!(journey.there.arrived && journey.there.hops.len() == 4);
         assert_eq!(journey.there.hops[2].ends, outside);
         let back = journey.back.unwrap();
-        assert_eq!(
-            places(&back),
-            ["router:eth1 out 64", "k8s-ctr:eth1 in 64", "curl-pod:eth0 in 63"]
-        );
+        assert_eq!(places(&back), ["router:eth1 out 64", "k8s-ctr:eth1 in 64", "curl-pod:eth0 in 63"]);
         assert!(back.arrived && back.kind == SYN_ACK);
         assert_eq!(journey.packets, (1, 1));
     }
@@ -474,10 +465,7 @@ mod tests {
         assert_eq!(journey.errors.len(), 1, "the other is about something else");
         assert!(journey.errors[0].arrived && journey.back.is_none());
         let asked = unanswered(&sightings, &taps());
-        assert_eq!(
-            asked,
-            [Unanswered { place: "router".into(), device: "eth0".into(), address: gateway }]
-        );
+        assert_eq!(asked, [Unanswered { place: "router".into(), device: "eth0".into(), address: gateway }]);
     }
 
     #[test]
@@ -494,7 +482,8 @@ mod tests {
         let time = sightings[1].time;
         sightings[2..].iter_mut().for_each(|sighting| sighting.time = time);
         let there = journey(&sightings).unwrap().there;
-        let wanted = ["curl-pod:eth0 out 64", "k8s-w1:eth1 in 64", "k8s-w1:podwire_host in 64", "web-near:eth0 in 63"];
+        let wanted =
+            ["curl-pod:eth0 out 64", "k8s-w1:eth1 in 64", "k8s-w1:podwire_host in 64", "web-near:eth0 in 63"];
         assert_eq!(places(&there), wanted);
     }
 

@@ -128,8 +128,7 @@ fn pod(object: &core::Pod, endpoints: &Endpoints) -> Pod {
     let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let endpoint = endpoints.get(&format!("{namespace}/{name}"));
-    let ended =
-        status.and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
+    let ended = status.and_then(|s| s.phase.as_deref()).is_some_and(|p| matches!(p, "Succeeded" | "Failed"));
     Pod {
         node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
         // What has ended has no address any more, whatever its status still says.
@@ -175,16 +174,13 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
 /// Who answers at a port: those that are ready, and those that end but still serve.
 fn backends(slice: &EndpointSlice, port: &str, wanted: Protocol) -> Vec<(Ipv4Addr, u16)> {
     let number = slice.ports.iter().flatten().find_map(|p| {
-        let is_it = p.name.as_deref().unwrap_or_default() == port
-            && protocol(p.protocol.as_deref()) == Some(wanted);
+        let is_it =
+            p.name.as_deref().unwrap_or_default() == port && protocol(p.protocol.as_deref()) == Some(wanted);
         is_it.then(|| u16::try_from(p.port?).ok()).flatten()
     });
     let Some(number) = number else { return Vec::new() };
     let answers = slice.endpoints.iter().filter(|endpoint| {
-        endpoint
-            .conditions
-            .as_ref()
-            .is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or_default())
+        endpoint.conditions.as_ref().is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or_default())
     });
     answers
         .flat_map(|endpoint| &endpoint.addresses)

@@ -4,6 +4,7 @@
 //! [`follow`] finds the probe's packets at each tap, whatever was rewritten or wrapped between them, [`explain`] says what came of
 //! them and why, [`show`] prints it. All but `look` and `run` are pure.
 
+pub mod evidence;
 pub mod explain;
 pub mod follow;
 mod look;

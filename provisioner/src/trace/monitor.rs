@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::explain::Drop;
+use super::evidence::Drop;
 use super::sighting::Ends;
 use crate::access::{environment, node_init};
 use crate::netns::enter;

@@ -95,10 +95,7 @@ fn source(world: &World, from: &str) -> Result<Source, Problem> {
 }
 
 fn target(world: &World, to: &str) -> Result<Target, Problem> {
-    let of = |address: Ipv4Addr| Target {
-        address,
-        service: world.service(address).cloned(),
-    };
+    let of = |address: Ipv4Addr| Target { address, service: world.service(address).cloned() };
     if let Ok(address) = to.parse::<Ipv4Addr>() {
         return Ok(of(address));
     }

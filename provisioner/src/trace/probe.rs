@@ -149,9 +149,10 @@ pub fn outcome(protocol: Protocol, said: Result<String, String>) -> Outcome {
 
 /// The first number behind `exit code` or `exit status`.
 fn exit_code(complaint: &str) -> Option<u8> {
-    ["exit status ", "exit code "].iter().flat_map(|words| complaint.split(words).skip(1)).find_map(|rest| {
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    })
+    ["exit status ", "exit code "]
+        .iter()
+        .flat_map(|words| complaint.split(words).skip(1))
+        .find_map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok())
 }
 
 #[cfg(test)]
@@ -196,17 +197,17 @@ mod tests {
     #[test]
     fn what_programs_say_is_understood() {
         let err = |protocol, text: &str| outcome(protocol, Err(text.to_owned()));
-        assert_eq!(
-            outcome(Protocol::Tcp, Ok("HTTP 200".into())),
-            Outcome::Answered("HTTP 200".into())
-        );
+        assert_eq!(outcome(Protocol::Tcp, Ok("HTTP 200".into())), Outcome::Answered("HTTP 200".into()));
         let refused = "command terminated with non-zero exit code: exit status 7: curl: (7) Failed to connect to 10.96.1.1 port 81 after 0 ms: Couldn't connect to server";
         assert!(matches!(err(Protocol::Tcp, refused), Outcome::Refused(_)));
         assert_eq!(err(Protocol::Tcp, "exit code 28: curl: (28) Connection timed out"), Outcome::Silent);
         let odd = err(Protocol::Tcp, "exit code 52: curl: (52) Empty reply");
         assert_eq!(odd, Outcome::Odd("curl: (52) Empty reply".into()));
         let to_service = "exit status 2: ping: connect: Connection refused";
-        assert_eq!(err(Protocol::Icmp, to_service), Outcome::Refused("ping: connect: Connection refused".into()));
+        assert_eq!(
+            err(Protocol::Icmp, to_service),
+            Outcome::Refused("ping: connect: Connection refused".into())
+        );
         assert_eq!(err(Protocol::Icmp, "exit code 1: 1 packets transmitted, 0 received"), Outcome::Silent);
         assert!(matches!(
             err(Protocol::Icmp, "exit code 2: ping: connect: Network is unreachable"),

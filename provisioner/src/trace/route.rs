@@ -169,7 +169,8 @@ impl Told {
     /// Reads what `ip -j neigh` said: who does not answer ARP.
     pub(super) fn read_silent(said: &str) -> Vec<(String, Ipv4Addr)> {
         let all: Vec<Neighbour> = serde_json::from_str(said).unwrap_or_default();
-        let is_silent = |n: &Neighbour| n.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
+        let is_silent =
+            |n: &Neighbour| n.state.iter().any(|state| state == "FAILED" || state == "INCOMPLETE");
         all.into_iter().filter(is_silent).filter_map(|n| Some((n.dev, n.dst.parse().ok()?))).collect()
     }
 

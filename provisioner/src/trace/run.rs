@@ -13,7 +13,8 @@ use kube::{Api, Client};
 use podwire_conformance::capture::{self, CaptureOptions, CaptureStats, PacketTap};
 
 use super::Protocol;
-use super::explain::{Case, Evidence};
+use super::evidence::Evidence;
+use super::explain::Case;
 use super::follow::{follow, unanswered};
 use super::look::look;
 use super::monitor::Monitor;
@@ -76,7 +77,7 @@ pub async fn run(
     let file = options.write.as_deref().unwrap_or(&temporary);
     let capture = Capturing::begin(open, capture_options(&plan)?, file).await?;
     let outcome = send(&client, state, running, &plan, &probe, options.timeout).await;
-    let stats = capture.end().await?;
+    let captured = capture.end().await?;
     let ended = tokio::task::spawn_blocking(|| monitors.into_iter().map(Monitor::end).collect::<Vec<_>>());
     let (mut drops, mut troubles) = (Vec::new(), Vec::new());
     for (dropped, trouble) in ended.await.or_failure("monitors", "report this as a bug")? {
@@ -84,27 +85,30 @@ pub async fn run(
         troubles.extend(trouble);
     }
     notes.extend(troubles);
-    lost.extend(lost_by_taps(&stats));
+    lost.extend(lost_by_taps(&captured));
     if options.write.is_some() {
-        eprintln!("{} packets in {}", stats.written, file.display());
+        eprintln!("{} packets in {}", captured.written, file.display());
     }
 
-    let sightings = sighting::read(file, probe.mark).or_failure(file.display().to_string(), "report this as a bug")?;
+    let sightings =
+        sighting::read(file, probe.mark).or_failure(file.display().to_string(), "report this as a bug")?;
     let journey = follow(&sightings, &taps, &world, &plan.source);
     if let (None, Outcome::Odd(why)) = (&journey, &outcome) {
         let mend = format!("run it yourself: {}", by_hand(&plan, &probe));
         return Err(Failure::new(format!("the probe from {}", plan.source.name), why, mend).into());
     }
-    let case = Case { world: &world, plan: &plan, taps: &taps, journey: journey.as_ref(), flag: &options.flag };
+    let case =
+        Case { world: &world, plan: &plan, taps: &taps, journey: journey.as_ref(), flag: &options.flag };
     let routes = ask(state, running, case.questions(&outcome)).await?;
     let evidence = Evidence { outcome, drops, arp: unanswered(&sightings, &taps), lost, notes, routes };
     let finding = case.explain(&evidence);
     Ok(show::trace(&world, &plan, &taps, journey.as_ref(), &evidence, finding))
 }
 
-/// Opens every tap that is needed; in words, those that cannot be opened. Without those at the source nothing can be followed.
+/// Taps, where they are, and in words those that could not be opened.
 type Opened = (Vec<Tap>, Vec<Box<dyn podwire_conformance::Tap>>, Vec<String>);
 
+/// Opens every tap that is needed. Without the one inside the pod that sends nothing can be followed.
 fn open(state: &LabState, running: &Running, plan: &Plan, world: &World) -> Result<Opened, Failure> {
     let planned = plan.taps(world);
     let mut inside: BTreeMap<String, BTreeMap<Ipv4Addr, File>> = BTreeMap::new();
@@ -124,7 +128,8 @@ fn open(state: &LabState, running: &Running, plan: &Plan, world: &World) -> Resu
         let panicked = || Err(Failure::new("taps", "a worker panicked", "report this as a bug"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()
     });
-    let (mut taps, mut open, mut lost) = (Vec::new(), Vec::<Box<dyn podwire_conformance::Tap>>::new(), Vec::new());
+    let (mut taps, mut open, mut lost) =
+        (Vec::new(), Vec::<Box<dyn podwire_conformance::Tap>>::new(), Vec::new());
     for (tap, opened) in planned.into_iter().zip(opened) {
         match opened {
             Ok(one) => {
@@ -154,17 +159,17 @@ fn open_one(
     let thing = format!("tap {}:{}", tap.place(), tap.device);
     let mend = "see: lab status";
     let of_machine;
-    let file = match &tap.pod {
-        Some((_, ip)) => inside.get(&tap.machine).and_then(|pods| pods.get(ip)).ok_or_else(|| {
-            Failure::new(&thing, format!("no network namespace of {} has {ip}", tap.machine), mend)
-        })?,
-        None => {
-            let name = crate::plan::namespace(&running.lab.name, &tap.machine);
-            of_machine = namespace::open(&name).or_failure(&thing, "repair the lab: lab up")?;
-            &of_machine
-        }
+    let file = if let Some((_, ip)) = &tap.pod {
+        let known = inside.get(&tap.machine).and_then(|pods| pods.get(ip));
+        let cause = format!("no network namespace of {} has {ip}", tap.machine);
+        known.ok_or_else(|| Failure::new(&thing, cause, mend))?
+    } else {
+        let name = crate::plan::namespace(&running.lab.name, &tap.machine);
+        of_machine = namespace::open(&name).or_failure(&thing, "repair the lab: lab up")?;
+        &of_machine
     };
-    capture::open_small_packet_tap(Some(file.as_fd()), tap.place(), &tap.device).or_failure(thing, mend)
+    capture::open_short_packet_tap(Some(file.as_fd()), tap.place(), &tap.device, SNAPLEN)
+        .or_failure(thing, mend)
 }
 
 /// Only what can be of the flow: others may send much more than a probe.
@@ -184,8 +189,8 @@ fn capture_options(plan: &Plan) -> Result<CaptureOptions, Failure> {
 
 /// Listens to every agent; in words, those that cannot be listened to.
 async fn listen(state: &LabState, running: &Running) -> Result<(Vec<Monitor>, Vec<String>), Failure> {
-    let nodes = running.lab.kubernetes_nodes().map(|node| node.name.clone());
-    let begun = nodes.map(|node| {
+    let names = running.lab.kubernetes_nodes().map(|node| node.name.clone());
+    let begun = names.map(|node| {
         let (state, running) = (state.clone(), running.clone());
         tokio::task::spawn_blocking(move || {
             Monitor::begin(&state, &running, &node)
@@ -264,11 +269,7 @@ fn lost_by_taps(stats: &CaptureStats) -> Vec<String> {
 }
 
 /// Asks routing tables.
-async fn ask(
-    state: &LabState,
-    running: &Running,
-    asks: Vec<Ask>,
-) -> Result<BTreeMap<Ask, Told>, Failure> {
+async fn ask(state: &LabState, running: &Running, asks: Vec<Ask>) -> Result<BTreeMap<Ask, Told>, Failure> {
     let (state, running) = (state.clone(), running.clone());
     let work = tokio::task::spawn_blocking(move || {
         asks.into_iter()

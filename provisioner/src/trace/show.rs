@@ -7,7 +7,8 @@ use podwire_conformance::dissect::Encapsulation;
 use serde::Serialize;
 
 use super::Protocol;
-use super::explain::{Evidence, Finding, Verdict};
+use super::evidence::Evidence;
+use super::explain::{Finding, Verdict};
 use super::follow::{Hop, Journey, Leg, Way};
 use super::plan::{Plan, Tap};
 use super::probe::Outcome;
@@ -255,9 +256,10 @@ fn shown(world: &World, taps: &[Tap], way: &'static str, leg: &Leg, began: i64) 
 /// What was changed between two taps, the TTL apart: that is shown at each.
 fn changes(world: &World, before: &Hop, after: &Hop) -> Vec<String> {
     let mut changes = Vec::new();
-    let rewritten = |what: &str, from, to| (from != to).then(|| {
-        format!("{what} rewritten: {} -> {}", before.ends.text(from), after.ends.text(to))
-    });
+    let rewritten = |what: &str, from, to| {
+        (from != to)
+            .then(|| format!("{what} rewritten: {} -> {}", before.ends.text(from), after.ends.text(to)))
+    };
     changes.extend(rewritten("source", before.ends.source, after.ends.source));
     changes.extend(rewritten("destination", before.ends.destination, after.ends.destination));
     match (before.outer, after.outer) {
@@ -269,7 +271,10 @@ fn changes(world: &World, before: &Hop, after: &Hop) -> Vec<String> {
                 }
                 other => other.to_string(),
             };
-            changes.push(format!("wrapped in {how}: {} -> {}, ttl {}", outer.source, outer.destination, outer.ttl));
+            changes.push(format!(
+                "wrapped in {how}: {} -> {}, ttl {}",
+                outer.source, outer.destination, outer.ttl
+            ));
         }
         (Some(_), None) => changes.push("unwrapped".to_owned()),
         (Some(from), Some(to)) if (from.source, from.destination) != (to.source, to.destination) => {
@@ -347,7 +352,11 @@ fn write_leg(text: &mut String, leg: &Shown, widths: Widths) {
             Some(before) if before > hop.ttl && number <= shown_to => format!(" (-{})", before - hop.ttl),
             _ => String::new(),
         };
-        let around = hop.encapsulation.as_ref().map(|around| format!("  in {}, ttl {}", around.kind, around.ttl)).unwrap_or_default();
+        let around = hop
+            .encapsulation
+            .as_ref()
+            .map(|around| format!("  in {}, ttl {}", around.kind, around.ttl))
+            .unwrap_or_default();
         let line = format!(
             "{:>4}  {:<place$}  {:<device$}  {:<3}  {:<ends$}  ttl {}{lower}{around}",
             number + 1,
@@ -376,7 +385,8 @@ fn write_finding(text: &mut String, trace: &Trace) {
     };
     let line = match finding.verdict {
         Verdict::Answered => {
-            let after = trace.answer_microseconds.map(|us| format!(" after {:.3} ms", us as f64 / 1000.0));
+            let after =
+                trace.answer_microseconds.map(|us| format!(" after {}.{:03} ms", us / 1000, us % 1000));
             let said = if trace.said.is_empty() { String::new() } else { format!("; {}", trace.said) };
             format!(
                 "answered{}{said}; packets: {} there, {} back",
@@ -393,16 +403,20 @@ fn write_finding(text: &mut String, trace: &Trace) {
     };
     let _ = writeln!(text, "{line}");
     for why in &finding.why {
-        let _ = writeln!(text, "  why   {why}");
+        let _ = writeln!(text, "{}", sentence("  why   ", why));
     }
     for mend in &finding.mend {
         let _ = writeln!(text, "  mend  {mend}");
     }
     for note in trace.notes.iter().filter(|note| !finding.why.contains(note)) {
-        let _ = writeln!(text, "  note  {note}");
+        let _ = writeln!(text, "{}", sentence("  note  ", note));
     }
 }
 
+/// A sentence with a word before it. (Commands are not broken.)
+fn sentence(word: &str, text: &str) -> String {
+    textwrap::fill(text, textwrap::Options::new(100).initial_indent(word).subsequent_indent("        "))
+}
 
 #[cfg(test)]
 mod tests {
@@ -485,7 +499,11 @@ mod tests {
         let shown = of("10.10.1.200:80", &seen, Outcome::Silent);
         let changed = "source rewritten: 172.20.0.3:20001 -> 192.168.10.100:50000";
         assert_eq!(shown.legs[0].hops[1].changes, [changed]);
-        assert!(text(&shown).contains(&format!("ttl 64\n      {changed}\n   2  k8s-ctr")), "{}", text(&shown));
+        assert!(
+            text(&shown).contains(&format!("ttl 64\n      {changed}\n   2  k8s-ctr")),
+            "{}",
+            text(&shown)
+        );
     }
 
     #[test]
@@ -493,7 +511,10 @@ mod tests {
         let json = serde_json::to_value(service()).unwrap();
         assert_eq!((json["podwireTrace"].as_u64(), json["verdict"].as_str()), (Some(1), Some("answered")));
         assert_eq!(json["destination"]["kind"], "service");
-        assert_eq!((json["backend"]["name"].as_str(), json["backend"]["port"].as_u64()), (Some("web-near"), Some(80)));
+        assert_eq!(
+            (json["backend"]["name"].as_str(), json["backend"]["port"].as_u64()),
+            (Some("web-near"), Some(80))
+        );
         let hop = &json["legs"][0]["hops"][2];
         assert_eq!(hop["encapsulation"]["vni"], 300);
         assert_eq!((hop["place"].as_str(), hop["direction"].as_str()), (Some("k8s-ctr"), Some("out")));

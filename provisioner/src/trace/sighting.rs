@@ -115,6 +115,7 @@ pub enum Kind {
 
 impl Ends {
     /// Those of an answer.
+    #[must_use]
     pub fn reversed(self) -> Self {
         Self { source: self.destination, destination: self.source, ..self }
     }
@@ -173,6 +174,8 @@ fn error_name(kind: u8, code: u8, mtu: u16) -> String {
 
 /// Protocol number of ICMP.
 const ICMP: u8 = 1;
+/// Bytes of a payload that count: a packet that is wrapped is cut earlier by a tap than one that is not.
+const PRINTED: usize = 256;
 /// Wrappings inside each other that are followed.
 const MAX_DEPTH: usize = 4;
 
@@ -225,20 +228,19 @@ fn packet(ip: &Ipv4<'_>, net: &Net<'_>, outer: Option<Outer>, mark: Mark, depth:
     let ends = ends(ip, &transport);
     let holds = |payload: &[u8]| matches!(mark, Mark::Token(token) if payload.windows(8).any(|w| w == token));
     let mut hasher = DefaultHasher::new();
-    (ip.protocol, ip.id).hash(&mut hasher);
+    (ip.protocol, ip.id, ip.payload_len()).hash(&mut hasher);
     let (kind, marked) = match &transport {
         Transport::Tcp(tcp) => {
-            (tcp.sequence, tcp.acknowledgment, tcp.flags.0, tcp.payload).hash(&mut hasher);
-            let from_range =
-                matches!(mark, Mark::Ports(first, last) if (first..=last).contains(&tcp.source));
+            (tcp.sequence, tcp.acknowledgment, tcp.flags.0, head(tcp.payload)).hash(&mut hasher);
+            let from_range = matches!(mark, Mark::Ports(first, last) if (first..=last).contains(&tcp.source));
             (Kind::Tcp(tcp.flags), from_range && tcp.flags.opens())
         }
         Transport::Udp(udp) => {
-            udp.payload.hash(&mut hasher);
+            head(udp.payload).hash(&mut hasher);
             (Kind::Udp, holds(udp.payload))
         }
         Transport::Icmp(icmp) if icmp.is_echo() => {
-            (icmp.kind, icmp.sequence, icmp.payload).hash(&mut hasher);
+            (icmp.kind, icmp.sequence, head(icmp.payload)).hash(&mut hasher);
             (Kind::Echo { request: icmp.is_request() }, icmp.is_request() && holds(icmp.payload))
         }
         Transport::Icmp(icmp) => {
@@ -247,11 +249,15 @@ fn packet(ip: &Ipv4<'_>, net: &Net<'_>, outer: Option<Outer>, mark: Mark, depth:
             (error(icmp), false)
         }
         _ => {
-            ip.payload.hash(&mut hasher);
+            head(ip.payload).hash(&mut hasher);
             (Kind::Other, false)
         }
     };
     Packet { ends, ttl: ip.ttl, kind, outer, print: hasher.finish(), marked }
+}
+
+fn head(payload: &[u8]) -> &[u8] {
+    &payload[..payload.len().min(PRINTED)]
 }
 
 fn ends(ip: &Ipv4<'_>, transport: &Transport<'_>) -> Ends {
@@ -344,6 +350,17 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_that_is_cut_keeps_its_print() {
+        let data = Build::tcp((A, B), (20_003, 80), (77, 5), TcpFlags::ACK, &[7; 1000]);
+        let wrapped = data.clone().in_network(300, (NODE, PEER), 8472);
+        let other = Build::tcp((A, B), (20_003, 80), (77, 5), TcpFlags::ACK, &[7; 999]);
+        let cut = |build: &Build| build.frame()[..512].to_vec();
+        let seen = seen(&[cut(&data), cut(&wrapped), cut(&other)], MARK);
+        assert_eq!(packet(&seen[0]).print, packet(&seen[1]).print);
+        assert_ne!(packet(&seen[0]).print, packet(&seen[2]).print, "its length tells");
+    }
+
+    #[test]
     fn the_token_marks_pings_and_datagrams() {
         let token = *b"abcdefgh";
         let frames = [
@@ -352,8 +369,7 @@ mod tests {
             Build::udp((A, B), (40_000, 9), 5, b"podwire trace abcdefgh").frame(),
             Build::udp((A, B), (40_000, 9), 5, b"podwire trace abcdefgi").frame(),
         ];
-        let marked: Vec<bool> =
-            seen(&frames, Mark::Token(token)).iter().map(|s| packet(s).marked).collect();
+        let marked: Vec<bool> = seen(&frames, Mark::Token(token)).iter().map(|s| packet(s).marked).collect();
         assert_eq!(marked, [true, false, true, false]);
     }
 
@@ -370,7 +386,9 @@ mod tests {
         let wrapped = lost.clone().in_network(300, (NODE, PEER), 8472).packet();
         for quoted in [&lost.packet()[..], short, &wrapped] {
             let seen = seen(&[quote(quoted)], MARK);
-            let Kind::Error { kind: 3, code: 1, about, .. } = packet(&seen[0]).kind else { panic!("{seen:?}") };
+            let Kind::Error { kind: 3, code: 1, about, .. } = packet(&seen[0]).kind else {
+                panic!("{seen:?}")
+            };
             assert_eq!(about, ends, "{} bytes", quoted.len());
         }
     }

@@ -95,7 +95,8 @@ fn pod(name: &str, ip: Ipv4Addr, node: usize) -> Pod {
 
 /// Every tap that the tests' packets are seen at.
 pub(super) fn taps() -> Vec<Tap> {
-    let inside = [("curl-pod", "k8s-ctr", CURL), ("web-near", "k8s-w1", WEB_NEAR), ("web-far", "k8s-w0", WEB_FAR)];
+    let inside =
+        [("curl-pod", "k8s-ctr", CURL), ("web-near", "k8s-w1", WEB_NEAR), ("web-far", "k8s-w0", WEB_FAR)];
     let machines = world().machines;
     let devices = machines.iter().flat_map(|machine| {
         machine.devices.iter().map(|device| Tap {
@@ -162,7 +163,7 @@ impl Seen {
         let number = self.0.len() as u64 + 1;
         self.0.push(Sighting {
             frame: number,
-            time: number as i64 * 1000,
+            time: number.cast_signed() * 1000,
             tap: at,
             out,
             to: Some(MAC_ROUTER),

@@ -220,10 +220,7 @@ impl Cause {
                 )
             }
             Self::Nowhere { route, by_default, device } => {
-                format!(
-                    "{}, and nothing is behind {device}.",
-                    scene.by_route(route.as_deref(), *by_default)
-                )
+                format!("{}, and nothing is behind {device}.", scene.by_route(route.as_deref(), *by_default))
             }
             Self::LostOnTheWire { to: Some(to), down: true } => {
                 format!("{place} sent the {what} to {to}, and that is down.")
