@@ -202,7 +202,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     let maps = watch(maps, only(CONFIG_MAP), "watch-config", health.clone(), core.signal().clone());
     tokio::spawn(config::run(core.clone(), values.clone(), maps, health.clone()));
     masquerade_controllers(&client, options, &prepared, &node, &values, &health);
-    let (services, first_services) = services_controller(&client, &prepared, &node, &health);
+    let (services, first_services) = services_controller(&client, &prepared, &node, &values, &health);
     let node_network = node_network::Controller {
         client,
         core: core.clone(),
@@ -367,6 +367,7 @@ fn services_controller(
     client: &Client,
     prepared: &Prepared,
     node: &OwnNode,
+    values: &Values,
     health: &Arc<Health>,
 ) -> (Arc<ArcSwap<Services>>, oneshot::Receiver<()>) {
     let (first, first_services) = oneshot::channel();
@@ -379,6 +380,7 @@ fn services_controller(
         core: prepared.core.clone(),
         datapath: prepared.datapath.clone(),
         node: node.name.clone(),
+        values: values.clone(),
         services: watch(services, all(), "watch-svc", health.clone(), signal()),
         slices: watch(slices, all(), "watch-slices", health.clone(), signal()),
         shown: shown.clone(),

@@ -3,12 +3,6 @@
 //! A user writes values (`--set routingMode=native`, a values file, a lab's `[values]`); the cluster carries them as
 //! the keys of ConfigMap `podwire-config`; the agent reads those keys once, when it starts.
 
-mod cidrs;
-mod config_map;
-mod ip_masq_agent;
-mod tunnel;
-mod upgrade;
-
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,7 +10,39 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+macro_rules! word_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err([$($word),+].join(" or ")),
+                }
+            }
+        }
+    };
+}
+
+mod cidrs;
+mod config_map;
+mod ip_masq_agent;
+mod load_balancer;
+mod tunnel;
+mod upgrade;
+
 pub use self::ip_masq_agent::{IpMasqAgent, IpMasqConfig};
+pub use self::load_balancer::{Algorithm, LoadBalancer, Mode, SocketLb};
 
 /// How many native CIDRs the datapath compares with.
 pub const MAX_NATIVE_CIDRS: usize = 8;
@@ -60,6 +86,11 @@ pub struct Values {
     pub enable_ipv4_masquerade: bool,
     /// Destinations beyond the native CIDR that see pods' own addresses: ConfigMap `ip-masq-agent`.
     pub ip_masq_agent: IpMasqAgent,
+    /// Backends for sockets.
+    #[serde(rename = "socketLB")]
+    pub socket_lb: SocketLb,
+    /// Callers of Services from outside.
+    pub load_balancer: LoadBalancer,
     /// Devices that carry the programs, that of the underlay first; empty: the device of the node's InternalIP, and for
     /// masquerade every other one that leads out of the node.
     pub devices: Vec<String>,
@@ -137,6 +168,8 @@ impl Default for Values {
             bpf: Bpf::default(),
             enable_ipv4_masquerade: true,
             ip_masq_agent: IpMasqAgent::default(),
+            socket_lb: SocketLb::default(),
+            load_balancer: LoadBalancer::default(),
             devices: Vec::new(),
             mtu: 0,
             operator: Operator::default(),
@@ -161,30 +194,6 @@ impl Default for Operator {
     fn default() -> Self {
         Self { replicas: 1 }
     }
-}
-
-macro_rules! word_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $word),+ })
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-            fn from_str(s: &str) -> Result<Self, String> {
-                match s {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err([$($word),+].join(" or ")),
-                }
-            }
-        }
-    };
 }
 
 word_enum! {
@@ -310,6 +319,7 @@ impl Values {
         let invalid =
             |key, cause: String, mend: &str| Err(ValuesError::Invalid { key, cause, mend: mend.into() });
         self.validate_tunnel()?;
+        self.validate_load_balancer()?;
         if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_empty() {
             return invalid(
                 "ipv4NativeRoutingCIDR",

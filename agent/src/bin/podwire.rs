@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use podwire_agent::local_api::client::{ClientError, ask, ask_once};
 use podwire_agent::local_api::masquerade::{self, ConnectionRow};
-use podwire_agent::local_api::services::{self, ServiceRow};
+use podwire_agent::local_api::services::{self, BalancedRow, ServiceRow};
 use podwire_agent::local_api::{EndpointRow, IpcacheRow, MetricRow, Request, Status, render};
 use podwire_api::names::API_SOCKET;
 use serde::de::DeserializeOwned;
@@ -91,9 +91,17 @@ enum BpfCommand {
     /// Destinations beyond the native network that see pods' own addresses.
     #[command(subcommand)]
     Ipmasq(ListCommand),
-    /// Services and who answers for them, as sockets find it.
+    /// Services and who answers for them, as the datapath has it.
     #[command(subcommand)]
-    Lb(ListCommand),
+    Lb(LbCommand),
+}
+
+#[derive(Subcommand)]
+enum LbCommand {
+    /// Who answers for which address and port.
+    List,
+    /// Connections that are balanced packet by packet: calls from outside, and calls that no socket of the node made.
+    Connections,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -146,8 +154,11 @@ fn run(args: &Args) -> Result<ExitCode, ClientError> {
         Command::Bpf(BpfCommand::Ipmasq(ListCommand::List)) => {
             show(args, Request::NonMasquerade, |cidrs: Vec<String>| masquerade::non_masquerade(&cidrs))?;
         }
-        Command::Bpf(BpfCommand::Lb(ListCommand::List)) => {
+        Command::Bpf(BpfCommand::Lb(LbCommand::List)) => {
             show(args, Request::LoadBalancing, |rows: Vec<ServiceRow>| services::load_balancing(&rows))?;
+        }
+        Command::Bpf(BpfCommand::Lb(LbCommand::Connections)) => {
+            show(args, Request::Balanced, |rows: Vec<BalancedRow>| services::balanced(&rows))?;
         }
         Command::Service(ListCommand::List) => {
             show(args, Request::Services, |rows: Vec<ServiceRow>| services::services(&rows))?;

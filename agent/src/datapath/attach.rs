@@ -52,12 +52,20 @@ pub enum Hook {
     ToNetwork,
     /// Ingress of the tunnel's device.
     FromOverlay,
+    /// Egress of a pod's device.
+    ToEndpoint,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 5] =
-        [Self::FromEndpoint, Self::FromNetwork, Self::FromHost, Self::ToNetwork, Self::FromOverlay];
+    pub const ALL: [Self; 6] = [
+        Self::FromEndpoint,
+        Self::FromNetwork,
+        Self::FromHost,
+        Self::ToNetwork,
+        Self::FromOverlay,
+        Self::ToEndpoint,
+    ];
 
     /// Name of its program.
     pub const fn program(self) -> &'static str {
@@ -67,20 +75,21 @@ impl Hook {
             Self::FromHost => "from_host",
             Self::ToNetwork => "to_network",
             Self::FromOverlay => "from_overlay",
+            Self::ToEndpoint => "to_endpoint",
         }
     }
 
     const fn tcx_point(self) -> TcxPoint {
         match self {
             Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => TcxPoint::Ingress,
-            Self::FromHost | Self::ToNetwork => TcxPoint::Egress,
+            Self::FromHost | Self::ToNetwork | Self::ToEndpoint => TcxPoint::Egress,
         }
     }
 
     const fn tc_type(self) -> TcAttachType {
         match self {
             Self::FromEndpoint | Self::FromNetwork | Self::FromOverlay => TcAttachType::Ingress,
-            Self::FromHost | Self::ToNetwork => TcAttachType::Egress,
+            Self::FromHost | Self::ToNetwork | Self::ToEndpoint => TcAttachType::Egress,
         }
     }
 }

@@ -6,7 +6,10 @@
 use std::{
     net::Ipv4Addr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aya::{
@@ -17,7 +20,9 @@ use ipnet::Ipv4Net;
 use podwire_abi::{
     Counter, DropReason, Endpoint, EndpointKey, IpcacheEntry, NodeConfig, Point,
     connection::{Connection, ConnectionKey, MasqueradeKey},
-    flags, from_wire, maps, metric_index, to_wire,
+    flags, from_wire, maps, metric_index,
+    service::{Balanced, Tuple},
+    to_wire,
 };
 
 mod attach;
@@ -38,7 +43,7 @@ pub use self::{
     flow::{Flow, FlowEvent, L4, Names},
     masquerade::{Connections, Direction, MasqueradeAddresses},
     probe::{Feature, probe},
-    services::{Backends, Frontend, Protocol, ServiceTable},
+    services::{Backends, BalancedConnections, Caller, Frontend, Protocol, ServiceTable},
     sockets::cgroup_root,
 };
 
@@ -67,6 +72,10 @@ struct Inner {
     masquerade: Mutex<LpmTrie<MapData, MasqueradeKey, u32>>,
     non_masquerade: Mutex<LpmTrie<MapData, u32, u32>>,
     services: Mutex<ServiceMaps>,
+    balanced: Mutex<HashMap<MapData, Tuple, Balanced>>,
+    balanced_callers: Mutex<Array<MapData, u32>>,
+    /// What the stack sends to pods is looked at too.
+    every_packet: AtomicBool,
     /// The configuration whose pod CIDRs the programs do not know yet, because not all pods are in the new maps.
     withheld: Mutex<Option<NodeConfig>>,
     events_taken: Arc<AtomicBool>,
@@ -116,6 +125,9 @@ impl Datapath {
                 masquerade: Mutex::new(typed(&pins, maps::MASQUERADE)?),
                 non_masquerade: Mutex::new(typed(&pins, maps::NON_MASQUERADE)?),
                 services: Mutex::new(ServiceMaps::open(&pins)?),
+                balanced: Mutex::new(typed(&pins, maps::BALANCED)?),
+                balanced_callers: Mutex::new(typed(&pins, maps::BALANCED_CALLERS)?),
+                every_packet: AtomicBool::new(false),
                 withheld: Mutex::new((!pins.are_settled()).then(NodeConfig::default)),
                 pins,
                 mode,
@@ -240,7 +252,7 @@ impl Datapath {
     pub fn add_endpoint(&self, ip: Ipv4Addr, endpoint: Endpoint) -> Result<()> {
         self.update_endpoint(ip, endpoint)?;
         // Only then: from its first packet on the program finds the pod it belongs to.
-        self.attach(Hook::FromEndpoint, endpoint.ifindex)
+        self.settle_endpoint(endpoint.ifindex)
     }
 
     /// As [`Self::add_endpoint`], at once, for a pod that is being wired: by a filter in every mode. A new tcx link makes
@@ -254,7 +266,21 @@ impl Datapath {
 
     /// Attaches an endpoint's program in the datapath's own mode, without a moment in which there is none. Idempotent.
     pub fn settle_endpoint(&self, ifindex: u32) -> Result<()> {
-        self.attach(Hook::FromEndpoint, ifindex)
+        self.attach(Hook::FromEndpoint, ifindex)?;
+        if self.inner.every_packet.load(Ordering::Relaxed) {
+            self.attach(Hook::ToEndpoint, ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// From now on the programs also see what the node's stack sends to pods: where sockets are not given backends, the answers
+    /// of the node's own servers are among it. Idempotent.
+    pub fn see_every_packet(&self) -> Result<()> {
+        self.inner.every_packet.store(true, Ordering::Relaxed);
+        for (_, endpoint) in self.endpoints()? {
+            self.attach(Hook::ToEndpoint, endpoint.ifindex)?;
+        }
+        Ok(())
     }
 
     /// Changes what is known of a pod.
@@ -277,6 +303,7 @@ impl Datapath {
             Err(error) => return Err(DatapathError::map("read", maps::ENDPOINTS)(error)),
         }
         drop(endpoints);
+        self.inner.attachments.detach(Hook::ToEndpoint, ifindex)?;
         self.inner.attachments.detach(Hook::FromEndpoint, ifindex)
     }
 

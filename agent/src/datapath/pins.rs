@@ -28,15 +28,16 @@ use nix::{
 };
 use podwire_abi::{
     ABI_VERSION, Counter, EVENT_RING_BYTES, Endpoint, EndpointKey, IpcacheEntry, MAX_ENDPOINTS, MAX_IPCACHE,
-    METRIC_SLOTS, NodeConfig, PodCidr,
+    METRIC_SLOTS, NodeConfig,
     connection::{
         Connection, ConnectionKey, FragmentKey, FragmentPorts, MAX_CONNECTIONS, MAX_FRAGMENTED,
         MAX_MASQUERADE_ADDRESSES, MAX_NON_MASQUERADE, MasqueradeKey,
     },
     maps,
     service::{
-        Affinity, AffinityKey, BackendKey, MAX_AFFINITY, MAX_BACKENDS, MAX_PEERS, MAX_SERVICES, PeerKey,
-        Service, ServiceKey, Target,
+        Affinity, AffinityKey, BackendKey, Balanced, CALLERS, MAX_AFFINITY, MAX_BACKENDS, MAX_BALANCED,
+        MAX_MAGLEV, MAX_PEERS, MAX_SERVICES, MaglevTable, Opening, PeerKey, Service, ServiceConfig,
+        ServiceKey, Target, Tuple,
     },
 };
 
@@ -54,7 +55,7 @@ struct Shape {
     entries: u32,
 }
 
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 19] = [
     Shape {
         name: maps::ENDPOINTS,
         kind: MapType::Hash,
@@ -116,12 +117,34 @@ const SHAPES: [Shape; 15] = [
         entries: MAX_BACKENDS,
     },
     Shape {
-        name: maps::SERVICE_RANGE,
+        name: maps::SERVICE_CONFIG,
         kind: MapType::Array,
         key: 4,
-        value: size_of::<PodCidr>(),
+        value: size_of::<ServiceConfig>(),
         entries: 1,
     },
+    Shape {
+        name: maps::MAGLEV,
+        kind: MapType::Hash,
+        key: 4,
+        value: size_of::<MaglevTable>(),
+        entries: MAX_MAGLEV,
+    },
+    Shape {
+        name: maps::BALANCED,
+        kind: MapType::Hash,
+        key: size_of::<Tuple>(),
+        value: size_of::<Balanced>(),
+        entries: MAX_BALANCED,
+    },
+    Shape {
+        name: maps::OPENING,
+        kind: MapType::PerCpuArray,
+        key: 4,
+        value: size_of::<Opening>(),
+        entries: 1,
+    },
+    Shape { name: maps::BALANCED_CALLERS, kind: MapType::Array, key: 4, value: 4, entries: CALLERS },
     Shape {
         name: maps::PEERS,
         kind: MapType::LruHash,

@@ -69,6 +69,28 @@ impl Datapath {
     }
 }
 
+impl Datapath {
+    /// Gives sockets no backends any more. Those that have one keep it. Idempotent.
+    pub fn detach_sockets(&self) -> Result<()> {
+        let pins = self.inner.pins.root().join("cgroup");
+        for (name, _) in PROGRAMS.iter().rev() {
+            let pin = pins.join(name);
+            match sys::open_pin(&pin) {
+                Ok(link) => {
+                    // One of a cgroup that is gone is detached already.
+                    if let Err(error) = sys::link_detach(link.as_fd()) {
+                        tracing::debug!(pin = %pin.display(), %error, "the link was not detached at once");
+                    }
+                    fs::remove_file(&pin).map_err(DatapathError::pin("remove", &pin))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(DatapathError::pin("open", &pin)(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Puts the program into the pinned link if that is alive at this cgroup, else makes a new one.
 fn attach(
     program: BorrowedFd<'_>,

@@ -178,6 +178,24 @@ pub(super) fn link_create_at_cgroup(
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
+/// Cookie of the network namespace in which this thread is (Linux 5.14 and newer).
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the socket is open, and the kernel writes at most `length` bytes to where there is room for as many.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
 /// To which cgroup, by its inode, and at which point a link is attached; `None` if it is no link of a cgroup.
 pub(super) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<Option<(u64, u32)>> {
     let mut info = RawCgroupLinkInfo::default();

@@ -41,6 +41,8 @@ pub enum Request {
     Services,
     /// Services, as they stand in the datapath.
     LoadBalancing,
+    /// Connections that are balanced packet by packet.
+    Balanced,
     /// Flows as they happen. The first line, `{"listening": true}`, says that none is missed any more.
     Monitor {
         /// Forwarded packets too.

@@ -17,6 +17,7 @@ use super::{EndpointRow, IpcacheRow, MetricRow, Network, Reply, Request, Status}
 use crate::cni_server::{ACCEPT_PAUSE, bind};
 use crate::daemon::{Agent, Running};
 use crate::masquerade::collect;
+use crate::services::balanced;
 
 /// Longest request.
 const MAX_REQUEST: u64 = 4096;
@@ -104,6 +105,12 @@ fn respond(agent: &Agent, request: Request) -> Result<Value, String> {
         Request::Services => to_value(&services::of_plan(&running.services.load())),
         Request::LoadBalancing => {
             to_value(&services::of_maps(&running.datapath.services().map_err(|e| e.to_string())?))
+        }
+        Request::Balanced => {
+            let entries = running.datapath.balanced().map_err(|e| e.to_string())?;
+            let now = collect::since_boot();
+            let all = balanced::connections(entries);
+            to_value(&all.iter().map(|c| services::BalancedRow::new(c, now)).collect::<Vec<_>>())
         }
         Request::Status | Request::Monitor { .. } => Err("not a request of this kind".into()),
     }

@@ -1,9 +1,13 @@
-//! Services, as `podwire service list` and `podwire bpf lb list` show them.
+//! Services, as `podwire service list` and `podwire bpf lb list|connections` show them.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::masquerade::Traffic;
 use super::render::table;
-use crate::datapath::{Backends, Frontend, ServiceTable};
+use crate::datapath::{Backends, Caller, Frontend, ServiceTable};
+use crate::services::balanced::Connection;
 use crate::services::plan::Plan;
 
 /// One port of a service.
@@ -13,7 +17,12 @@ pub struct ServiceRow {
     /// `namespace/service:port`; empty where only the datapath was asked.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Address and port.
+    /// `ClusterIP` or `NodePort`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whose calls it is for: `inside` or `outside`.
+    pub callers: String,
+    /// Address and port; 0.0.0.0 stands for every address of every node.
     pub frontend: String,
     /// `TCP` or `UDP`.
     pub protocol: String,
@@ -21,6 +30,8 @@ pub struct ServiceRow {
     pub backends: Vec<String>,
     /// Seconds that a client may be silent and still come back to the same backend; 0 if any will do.
     pub affinity_seconds: u32,
+    /// How a backend is chosen: `maglev` or `random`.
+    pub algorithm: String,
 }
 
 /// What the API server has told.
@@ -36,6 +47,13 @@ pub fn of_maps(maps: &ServiceTable) -> Vec<ServiceRow> {
 fn row(name: String, frontend: Frontend, backends: &Backends) -> ServiceRow {
     ServiceRow {
         name,
+        kind: if frontend.is_node_port() { "NodePort" } else { "ClusterIP" }.into(),
+        callers: match frontend.caller {
+            Caller::Inside => "inside",
+            Caller::Outside => "outside",
+        }
+        .into(),
+        algorithm: if backends.maglev { "maglev" } else { "random" }.into(),
         frontend: frontend.at.to_string(),
         protocol: frontend.protocol.to_string(),
         backends: backends.at.iter().map(ToString::to_string).collect(),
@@ -48,19 +66,101 @@ pub fn services(rows: &[ServiceRow]) -> String {
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            vec![row.name.clone(), format!("{}/{}", row.frontend, row.protocol), affinity(row), backends(row)]
+            vec![
+                row.name.clone(),
+                row.kind.clone(),
+                format!("{}/{}", row.frontend, row.protocol),
+                row.callers.clone(),
+                affinity(row),
+                backends(row),
+            ]
         })
         .collect();
-    table(&["SERVICE", "FRONTEND", "AFFINITY", "BACKENDS"], &cells)
+    table(&["SERVICE", "TYPE", "FRONTEND", "CALLERS", "AFFINITY", "BACKENDS"], &cells)
 }
 
 /// `podwire bpf lb list`.
 pub fn load_balancing(rows: &[ServiceRow]) -> String {
     let cells: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| vec![format!("{}/{}", row.frontend, row.protocol), affinity(row), backends(row)])
+        .map(|row| {
+            vec![
+                format!("{}/{}", row.frontend, row.protocol),
+                row.callers.clone(),
+                row.algorithm.clone(),
+                affinity(row),
+                backends(row),
+            ]
+        })
         .collect();
-    table(&["SERVICE ADDRESS", "AFFINITY", "BACKEND ADDRESSES"], &cells)
+    table(&["SERVICE ADDRESS", "CALLERS", "ALGORITHM", "AFFINITY", "BACKEND ADDRESSES"], &cells)
+}
+
+/// A connection that is balanced packet by packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BalancedRow {
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// As [`super::masquerade::ConnectionRow::state`].
+    pub state: String,
+    /// Who calls.
+    pub caller: String,
+    /// What is called.
+    pub service: String,
+    /// Whom the backend sees; the caller, unless its answers would miss this node.
+    pub seen: String,
+    /// Who answers.
+    pub backend: String,
+    /// Seconds that it may go on being silent.
+    pub expires_in: u64,
+    /// What the caller sent.
+    pub sent: Traffic,
+    /// What it got.
+    pub received: Traffic,
+}
+
+impl BalancedRow {
+    /// A connection at a time since boot.
+    pub fn new(connection: &Connection, now: Duration) -> Self {
+        let (protocol, caller, service) = Connection::ends(&connection.caller_tuple());
+        let (_, seen, backend) = Connection::ends(&connection.backend_tuple());
+        let [sent, received] = connection.traffic().map(|(packets, bytes)| Traffic { packets, bytes });
+        let (state, expires_in) = (connection.state().to_string(), connection.remaining(now).as_secs());
+        Self { protocol, state, caller, service, seen, backend, expires_in, sent, received }
+    }
+}
+
+/// `podwire bpf lb connections`.
+pub fn balanced(rows: &[BalancedRow]) -> String {
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.protocol.clone(),
+                row.state.clone(),
+                row.caller.clone(),
+                row.service.clone(),
+                if row.seen == row.caller { "-".into() } else { row.seen.clone() },
+                row.backend.clone(),
+                format!("{}s", row.expires_in),
+                row.sent.packets.to_string(),
+                row.received.packets.to_string(),
+            ]
+        })
+        .collect();
+    let header = [
+        "PROTOCOL",
+        "STATE",
+        "CALLER",
+        "SERVICE ADDRESS",
+        "SEEN AS",
+        "BACKEND",
+        "EXPIRES",
+        "TX PACKETS",
+        "RX PACKETS",
+    ];
+    table(&header, &cells)
 }
 
 fn affinity(row: &ServiceRow) -> String {
@@ -77,20 +177,29 @@ mod tests {
 
     #[test]
     fn a_service_without_backends_says_what_becomes_of_callers() {
-        let row = |backends: &[&str], affinity_seconds| ServiceRow {
+        let row = |backends: &[&str], affinity_seconds, kind: &str, frontend: &str| ServiceRow {
             name: "default/webpod:http".into(),
-            frontend: "10.96.0.20:80".into(),
+            kind: kind.into(),
+            callers: "inside".into(),
+            frontend: frontend.into(),
             protocol: "TCP".into(),
             backends: backends.iter().map(ToString::to_string).collect(),
             affinity_seconds,
+            algorithm: "random".into(),
         };
-        let rows = [row(&["10.244.0.2:80", "10.244.1.2:80"], 0), row(&[], 30)];
+        let rows = [
+            row(&["10.244.0.2:80", "10.244.1.2:80"], 0, "ClusterIP", "10.96.0.20:80"),
+            row(&[], 30, "NodePort", "0.0.0.0:30080"),
+        ];
         assert_eq!(
             services(&rows),
-            "SERVICE              FRONTEND           AFFINITY  BACKENDS\n\
-             default/webpod:http  10.96.0.20:80/TCP  -         10.244.0.2:80, 10.244.1.2:80\n\
-             default/webpod:http  10.96.0.20:80/TCP  30s       none: refused\n"
+            "SERVICE              TYPE       FRONTEND           CALLERS  AFFINITY  BACKENDS\n\
+             default/webpod:http  ClusterIP  10.96.0.20:80/TCP  inside   -         10.244.0.2:80, 10.244.1.2:80\n\
+             default/webpod:http  NodePort   0.0.0.0:30080/TCP  inside   30s       none: refused\n"
         );
-        assert!(load_balancing(&rows).starts_with("SERVICE ADDRESS    AFFINITY  BACKEND ADDRESSES\n"));
+        assert!(
+            load_balancing(&rows)
+                .starts_with("SERVICE ADDRESS    CALLERS  ALGORITHM  AFFINITY  BACKEND ADDRESSES\n")
+        );
     }
 }

@@ -40,6 +40,19 @@ pub enum State {
 }
 
 impl State {
+    /// The state of a connection, by what was seen ([`seen`]) in either direction; 0 of one that is missing.
+    pub const fn of(protocol: u8, one: u8, other: u8) -> Self {
+        if protocol != TCP {
+            Self::Active
+        } else if (one | other) & seen::RST != 0 || one & other & seen::FIN != 0 {
+            Self::Closing
+        } else if one != 0 && other != 0 && (one | other) & seen::DATA != 0 {
+            Self::Established
+        } else {
+            Self::Opening
+        }
+    }
+
     /// How long it may be silent.
     pub const fn timeout(self) -> Duration {
         match self {
@@ -129,18 +142,8 @@ impl Tracked {
 
     /// Its state.
     pub fn state(&self) -> State {
-        if self.pod_key().protocol != TCP {
-            return State::Active;
-        }
         let bits = |side: Option<(ConnectionKey, Connection)>| side.map_or(0, |(_, entry)| entry.seen);
-        let (out, back) = (bits(self.out), bits(self.back));
-        if (out | back) & seen::RST != 0 || out & back & seen::FIN != 0 {
-            State::Closing
-        } else if out != 0 && back != 0 && (out | back) & seen::DATA != 0 {
-            State::Established
-        } else {
-            State::Opening
-        }
+        State::of(self.pod_key().protocol, bits(self.out), bits(self.back))
     }
 
     /// When a packet of it was last seen: nanoseconds since boot.

@@ -1,3 +1,5 @@
-//! Services: from the objects of Kubernetes to the maps of the datapath. Pure.
+//! Services: from the objects of Kubernetes to the maps of the datapath.
 
+pub mod balanced;
+pub mod maglev;
 pub mod plan;

@@ -1,4 +1,4 @@
-//! Which backends answer for which ClusterIP, from Services and EndpointSlices.
+//! Which backends answer for which ClusterIP and which port of nodes, from Services and EndpointSlices.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 
-use crate::datapath::{Backends, Frontend, Protocol, ServiceTable};
+use crate::datapath::{Backends, Caller, Frontend, Protocol, ServiceTable};
 
 /// The label that says whose endpoints a slice holds.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -41,12 +41,25 @@ impl Plan {
     /// As the datapath takes it.
     pub fn table(&self) -> ServiceTable {
         let frontends = self.ports.iter().map(|port| (port.frontend, port.backends.clone())).collect();
-        ServiceTable { addresses: self.addresses.clone(), frontends }
+        ServiceTable { addresses: self.addresses.clone(), frontends, every_packet: false }
     }
 }
 
+/// For whom is planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Name of the own Node.
+    pub node: &'a str,
+    /// Callers from outside are spread by Maglev hashing, instead of at random.
+    pub maglev: bool,
+}
+
 /// Plans for a node. The order of the objects does not matter.
-pub fn plan<S: Borrow<Service>, E: Borrow<EndpointSlice>>(services: &[S], slices: &[E], node: &str) -> Plan {
+pub fn plan<S: Borrow<Service>, E: Borrow<EndpointSlice>>(
+    services: &[S],
+    slices: &[E],
+    site: Site<'_>,
+) -> Plan {
     let mut of_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices.iter().map(Borrow::borrow) {
         let labels = slice.metadata.labels.as_ref();
@@ -62,6 +75,7 @@ pub fn plan<S: Borrow<Service>, E: Borrow<EndpointSlice>>(services: &[S], slices
     named.sort_by_key(|(name, _)| *name);
     let mut plan = Plan::default();
     let mut owners = BTreeMap::new();
+    let mut port_owners = BTreeMap::new();
     for (name, service) in named {
         let slices = of_service.get(&name).map(Vec::as_slice).unwrap_or_default();
         let full = format!("{}/{}", name.0, name.1);
@@ -74,39 +88,98 @@ pub fn plan<S: Borrow<Service>, E: Borrow<EndpointSlice>>(services: &[S], slices
                 continue;
             }
             plan.addresses.insert(ip);
-            add_ports(&mut plan, &full, ip, service, slices, node);
+            add_cluster_ip(&mut plan, &full, ip, service, slices, site);
         }
+        add_node_ports(&mut plan, &full, service, slices, site, &mut port_owners);
     }
     plan.ports.sort_by_key(|port| port.frontend);
     plan
 }
 
-fn add_ports(
+/// A port of a service, as all its frontends have it.
+struct Port<'a> {
+    spec: &'a ServicePort,
+    label: String,
+    protocol: Protocol,
+}
+
+/// The ports that can be served. What cannot is told if `errors` is given.
+fn ports<'a>(full: &str, service: &'a Service, mut errors: Option<&mut Vec<String>>) -> Vec<Port<'a>> {
+    let mut ports = Vec::new();
+    for spec in service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()) {
+        let label = match spec.name.as_deref() {
+            Some(name) if !name.is_empty() => format!("{full}:{name}"),
+            _ => full.to_owned(),
+        };
+        let protocol = spec.protocol.as_deref().unwrap_or("TCP");
+        match Protocol::of_name(protocol) {
+            Some(protocol) => ports.push(Port { spec, label, protocol }),
+            None => errors.iter_mut().for_each(|errors| {
+                errors.push(format!(
+                    "Service {label}: protocol {protocol} is not served by this agent; use TCP or UDP"
+                ));
+            }),
+        }
+    }
+    ports
+}
+
+fn add_cluster_ip(
     plan: &mut Plan,
     full: &str,
     ip: Ipv4Addr,
     service: &Service,
     slices: &[&EndpointSlice],
-    node: &str,
+    site: Site<'_>,
 ) {
     let affinity_seconds = affinity_seconds(service);
     let only_here = service.spec.as_ref().and_then(|s| s.internal_traffic_policy.as_deref()) == Some("Local");
-    for port in service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()) {
-        let label = match port.name.as_deref() {
-            Some(name) if !name.is_empty() => format!("{full}:{name}"),
-            _ => full.to_owned(),
-        };
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let Some(protocol) = Protocol::of_name(protocol) else {
-            plan.errors.push(format!(
-                "Service {label}: protocol {protocol} is not served by this agent; use TCP or UDP"
-            ));
+    for port in ports(full, service, Some(&mut plan.errors)) {
+        let Ok(number) = u16::try_from(port.spec.port) else { continue };
+        let frontend =
+            Frontend { at: SocketAddrV4::new(ip, number), protocol: port.protocol, caller: Caller::Inside };
+        let at = backends(slices, port.spec, port.protocol, only_here.then_some(site.node));
+        let backends = Backends { at, affinity_seconds, maglev: false };
+        plan.ports.push(Planned { name: port.label, frontend, backends });
+    }
+}
+
+/// A port of every node, for callers inside and outside. `externalTrafficPolicy: Local` is about those outside: it keeps the
+/// caller's address, which callers inside keep anyway.
+fn add_node_ports(
+    plan: &mut Plan,
+    full: &str,
+    service: &Service,
+    slices: &[&EndpointSlice],
+    site: Site<'_>,
+    owners: &mut BTreeMap<(u16, Protocol), String>,
+) {
+    let affinity_seconds = affinity_seconds(service);
+    let only_here = service.spec.as_ref().and_then(|s| s.external_traffic_policy.as_deref()) == Some("Local");
+    for port in ports(full, service, None) {
+        let Some(number) = port.spec.node_port.and_then(|port| u16::try_from(port).ok()).filter(|p| *p != 0)
+        else {
             continue;
         };
-        let Ok(number) = u16::try_from(port.port) else { continue };
-        let frontend = Frontend { at: SocketAddrV4::new(ip, number), protocol };
-        let at = backends(slices, port, protocol, only_here.then_some(node));
-        plan.ports.push(Planned { name: label, frontend, backends: Backends { at, affinity_seconds } });
+        if let Some(owner) = owners.get(&(number, port.protocol)) {
+            plan.errors.push(format!(
+                "Service {}: its nodePort {number} is that of Service {owner}; delete one and create it anew",
+                port.label
+            ));
+            continue;
+        }
+        owners.insert((number, port.protocol), port.label.clone());
+        let at = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, number);
+        for (caller, only_on) in [(Caller::Inside, None), (Caller::Outside, only_here.then_some(site.node))] {
+            let maglev = site.maglev && caller == Caller::Outside;
+            let backends = Backends {
+                at: backends(slices, port.spec, port.protocol, only_on),
+                affinity_seconds,
+                maglev,
+            };
+            let frontend = Frontend { at, protocol: port.protocol, caller };
+            plan.ports.push(Planned { name: port.label.clone(), frontend, backends });
+        }
     }
 }
 
@@ -221,8 +294,10 @@ mod tests {
     const ENDING: [bool; 3] = [false, true, true];
     const NOT_READY: [bool; 3] = [false, false, false];
 
+    const HERE: Site<'_> = Site { node: "here", maglev: true };
+
     fn answering(services: &[Service], slices: &[EndpointSlice]) -> Vec<String> {
-        plan(services, slices, "here").ports[0].backends.at.iter().map(ToString::to_string).collect()
+        plan(services, slices, HERE).ports[0].backends.at.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -249,6 +324,43 @@ mod tests {
     }
 
     #[test]
+    fn a_node_port_is_for_callers_inside_and_outside() {
+        let all = json!([endpoint("10.244.0.2", "here", READY), endpoint("10.244.1.2", "there", READY)]);
+        let of = |more: Value| {
+            let mut service = web(more);
+            service.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].node_port = Some(30_080);
+            let made = plan(&[service], &[http(all.clone())], HERE);
+            assert_eq!(made.ports.len(), 3, "ClusterIP, and the port twice");
+            let ports = made.ports.into_iter().filter(|port| port.frontend.is_node_port());
+            ports
+                .map(|p| {
+                    assert_eq!(p.frontend.at.to_string(), "0.0.0.0:30080");
+                    (p.frontend.caller, p.backends.at.len(), p.backends.maglev)
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(json!({})), [(Caller::Inside, 2, false), (Caller::Outside, 2, true)]);
+        let local = json!({"externalTrafficPolicy": "Local"});
+        assert_eq!(of(local), [(Caller::Inside, 2, false), (Caller::Outside, 1, true)]);
+        // It does not concern the ClusterIP, nor the other way round.
+        let local = json!({"internalTrafficPolicy": "Local"});
+        assert_eq!(of(local), [(Caller::Inside, 2, false), (Caller::Outside, 2, true)]);
+    }
+
+    #[test]
+    fn a_port_of_nodes_has_one_owner() {
+        let mut first = web(json!({}));
+        first.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].node_port = Some(30_080);
+        let mut second = first.clone();
+        second.metadata.name = Some("x".into());
+        second.spec.as_mut().unwrap().cluster_ip = Some("10.96.0.21".into());
+        let made = plan::<_, EndpointSlice>(&[second, first], &[], HERE);
+        assert_eq!(made.errors.len(), 1);
+        assert!(made.errors[0].contains("nodePort 30080") && made.errors[0].contains("default/web"));
+        assert_eq!(made.ports.iter().filter(|port| port.frontend.is_node_port()).count(), 2);
+    }
+
+    #[test]
     fn each_port_has_its_own_backends() {
         let dns = service(
             "dns",
@@ -262,8 +374,7 @@ mod tests {
             {"name": "dns", "port": 5353, "protocol": "UDP"},
             {"name": "dns-tcp", "port": 5354, "protocol": "TCP"},
         ]);
-        let made =
-            plan(&[dns], &[slice("dns", ports, json!([endpoint("10.244.0.9", "here", READY)]))], "here");
+        let made = plan(&[dns], &[slice("dns", ports, json!([endpoint("10.244.0.9", "here", READY)]))], HERE);
         let shown: Vec<String> = made
             .ports
             .iter()
@@ -295,7 +406,7 @@ mod tests {
             },
             ..second
         };
-        let made = plan::<_, EndpointSlice>(&[second, headless, external, first], &[], "here");
+        let made = plan::<_, EndpointSlice>(&[second, headless, external, first], &[], HERE);
         assert_eq!(made.ports.len(), 1);
         assert_eq!(made.ports[0].name, "default/web:http");
         assert_eq!(made.errors.len(), 1, "{:?}", made.errors);
@@ -304,7 +415,7 @@ mod tests {
     #[test]
     fn affinity_has_its_time() {
         let seconds =
-            |more| plan::<_, EndpointSlice>(&[web(more)], &[], "here").ports[0].backends.affinity_seconds;
+            |more| plan::<_, EndpointSlice>(&[web(more)], &[], HERE).ports[0].backends.affinity_seconds;
         assert_eq!(seconds(json!({})), 0);
         assert_eq!(seconds(json!({"sessionAffinity": "ClientIP"})), AFFINITY_SECONDS);
         let config = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 30}}});

@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod forwarding;
+mod fuzz;
 mod malformed;
 mod masquerade;
 mod masquerade_devices;
 mod masquerade_errors;
 mod masquerade_limits;
 mod net;
+mod node_port;
 mod outside;
 mod refusals;
 mod services;

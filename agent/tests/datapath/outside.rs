@@ -96,7 +96,7 @@ impl Tcp {
 }
 
 /// The standard library connects from any port only.
-fn connect_from(source: (Ipv4Addr, u16), target: SocketAddr) -> TcpStream {
+pub fn connect_from(source: (Ipv4Addr, u16), target: SocketAddr) -> TcpStream {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
     };

@@ -10,8 +10,8 @@ use std::{
     thread,
 };
 
-use podwire_abi::{DropReason, Point};
-use podwire_agent::datapath::{Backends, Frontend, Protocol, ServiceTable, cgroup_root};
+use podwire_abi::{DropReason, IpcacheEntry, Point, identity, to_wire};
+use podwire_agent::datapath::{Backends, Caller, Frontend, Protocol, ServiceTable, cgroup_root};
 
 use crate::{
     net::{Cluster, Node, PATIENCE, Pod, TCX, eventually, inside, isolated, run_in},
@@ -39,7 +39,16 @@ impl Cgroup {
 
     /// Runs a closure in a pod, as one of its processes would.
     fn inside<T: Send>(&self, pod: &Pod, work: impl FnOnce() -> T + Send) -> T {
-        inside(&pod.netns, || {
+        self.inside_netns(&pod.netns, work)
+    }
+
+    /// Runs a closure on a node.
+    fn inside_node<T: Send>(&self, node: &Node, work: impl FnOnce() -> T + Send) -> T {
+        self.inside_netns(&node.name, work)
+    }
+
+    fn inside_netns<T: Send>(&self, netns: &str, work: impl FnOnce() -> T + Send) -> T {
+        inside(netns, || {
             fs::write(self.0.join("cgroup.threads"), "0").unwrap();
             work()
         })
@@ -80,10 +89,11 @@ impl Scene {
     }
 
     fn serve(&self, protocol: Protocol, at: impl IntoIterator<Item = SocketAddrV4>, affinity_seconds: u32) {
-        let backends = Backends { at: at.into_iter().collect(), affinity_seconds };
+        let backends = Backends { at: at.into_iter().collect(), affinity_seconds, maglev: false };
         let table = ServiceTable {
             addresses: BTreeSet::from([CLUSTER_IP]),
-            frontends: [(Frontend { at: SERVICE, protocol }, backends)].into(),
+            frontends: [(Frontend { at: SERVICE, protocol, caller: Caller::Inside }, backends)].into(),
+            every_packet: false,
         };
         self.node().datapath.set_services(&table).unwrap();
         assert_eq!(self.node().datapath.services().unwrap(), table);
@@ -269,6 +279,82 @@ fn an_agent_that_restarts_loses_no_service() {
         scene.node().datapath.attach_sockets(&other.0).unwrap();
         let to_service = || TcpStream::connect_timeout(&SERVICE.into(), PATIENCE);
         other.inside(&scene.client, to_service).unwrap();
+    });
+}
+
+/// A port of every node: whichever node is called, the socket is given a backend at once.
+#[test]
+fn ports_of_nodes_are_found_by_sockets() {
+    isolated(|| {
+        const NODE_PORT: u16 = 30_080;
+        let scene = Scene::new();
+        scene.servers.iter().for_each(tcp_server);
+        let [one, two] = &scene.cluster.nodes;
+        let remote = IpcacheEntry { identity: identity::REMOTE_NODE, node_ip: to_wire(two.ip()) };
+        one.datapath.ipcache_upsert(two.ip().into(), remote).unwrap();
+        let at = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, NODE_PORT);
+        let frontend = Frontend { at, protocol: Protocol::Tcp, caller: Caller::Inside };
+        let backends = |at| Backends { at, ..Backends::default() };
+        let serve = |at| {
+            let frontends = [(frontend, backends(at))].into();
+            one.datapath.set_services(&ServiceTable { frontends, ..ServiceTable::default() }).unwrap();
+        };
+        serve(scene.at());
+        let mut wire = Tap::open("node1", "eth1");
+        for to in [one.ip(), two.ip()] {
+            let to = SocketAddrV4::new(to, NODE_PORT);
+            let mut answered = BTreeSet::new();
+            eventually("both backends answer", || {
+                let stream = scene.connect(to).unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), SocketAddr::from(to));
+                let (server, seen) = talk(stream);
+                assert_eq!(seen, scene.client.ip);
+                answered.insert(server);
+                answered.len() == 2
+            });
+        }
+        let frames = wire.drain();
+        assert!(frames.iter().any(|frame| frame.destination == scene.servers[1].ip), "the wire was watched");
+        assert!(frames.iter().all(|frame| frame.destination != two.ip()), "no packet goes by the other node");
+        // To the node itself 127.0.0.1 is the node; to a pod it is the pod.
+        let loopback = SocketAddrV4::new(Ipv4Addr::LOCALHOST, NODE_PORT);
+        let here = scene.servers[0].ip;
+        serve([SocketAddrV4::new(here, PORT)].into());
+        let of_node =
+            scene.cgroup.inside_node(one, || TcpStream::connect_timeout(&loopback.into(), PATIENCE));
+        assert_eq!(talk(of_node.unwrap()).0, here);
+        assert_eq!(scene.connect(loopback).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let own = inside(&scene.client.netns, || TcpListener::bind(loopback).unwrap());
+        scene.connect(loopback).unwrap();
+        own.accept().unwrap();
+        // Nobody answers: who calls is told at once, on whichever node.
+        serve(BTreeSet::new());
+        for to in [one.ip(), two.ip()] {
+            let error = scene.connect(SocketAddrV4::new(to, NODE_PORT)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        }
+    });
+}
+
+#[test]
+fn sockets_are_left_alone_once_the_programs_are_taken_away() {
+    isolated(|| {
+        let scene = Scene::new();
+        scene.servers.iter().for_each(tcp_server);
+        scene.serve(Protocol::Tcp, scene.at(), 0);
+        scene.ask();
+        scene.node().datapath.detach_sockets().unwrap();
+        scene.node().datapath.detach_sockets().unwrap();
+        let mut pod = Tap::open(&scene.client.netns, "eth0");
+        // Packet by packet now: the pod's own packets carry the ClusterIP.
+        scene.ask();
+        assert!(pod.drain().iter().any(|frame| frame.destination == CLUSTER_IP));
+        scene.node().datapath.attach_sockets(&scene.cgroup.0).unwrap();
+        let mut pod = Tap::open(&scene.client.netns, "eth0");
+        let server = scene.ask();
+        let frames = pod.drain();
+        assert!(frames.iter().any(|frame| frame.destination == server), "the pod was watched");
+        assert!(frames.iter().all(|frame| frame.destination != CLUSTER_IP));
     });
 }
 

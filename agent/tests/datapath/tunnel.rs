@@ -26,7 +26,7 @@ fn setups() -> impl Iterator<Item = Setup> {
 }
 
 /// Two nodes with a tunnel between them, which masquerade whatever leaves it.
-fn cluster(setup: Setup) -> Cluster {
+pub fn cluster(setup: Setup) -> Cluster {
     let cluster = outside::cluster(setup, &[]);
     let [one, two] = &cluster.nodes;
     for (node, peer) in [(one, two), (two, one)] {
@@ -65,7 +65,7 @@ fn start_tunnel(node: &Node, peer: &Node) {
 }
 
 /// A pod as it is made in a tunnel.
-fn pod(node: &Node, host: u8) -> Pod {
+pub fn pod(node: &Node, host: u8) -> Pod {
     let pod = node.pod(host);
     sh(&format!("ip -n {} link set eth0 mtu {MTU}", pod.netns));
     sh(&format!("ip -n {} link set {} mtu {MTU}", node.name, pod.device));

@@ -31,6 +31,9 @@ impl Values {
         put("enable-bpf-masquerade", self.bpf.masquerade.to_string());
         put("enable-ipv4-masquerade", self.enable_ipv4_masquerade.to_string());
         put("enable-ip-masq-agent", self.ip_masq_agent.enabled.to_string());
+        put("bpf-lb-sock", self.socket_lb.enabled.to_string());
+        put("bpf-lb-algorithm", self.load_balancer.algorithm.to_string());
+        put("bpf-lb-mode", self.load_balancer.mode.to_string());
         put("cluster-pool-ipv4-cidr", words(&self.ipam.operator.pod_cidr_list));
         put("cluster-pool-ipv4-mask-size", self.ipam.operator.mask_size.to_string());
         put("devices", self.devices.join(" "));
@@ -63,6 +66,9 @@ impl Values {
         read(map, "enable-bpf-masquerade", "true or false", &mut v.bpf.masquerade)?;
         read(map, "enable-ipv4-masquerade", "true or false", &mut v.enable_ipv4_masquerade)?;
         read(map, "enable-ip-masq-agent", "true or false", &mut v.ip_masq_agent.enabled)?;
+        read(map, "bpf-lb-sock", "true or false", &mut v.socket_lb.enabled)?;
+        read(map, "bpf-lb-algorithm", "maglev or random", &mut v.load_balancer.algorithm)?;
+        read(map, "bpf-lb-mode", "snat", &mut v.load_balancer.mode)?;
         v.ipam.operator.pod_cidr_list =
             cidrs(map, "cluster-pool-ipv4-cidr", "a list of IPv4 CIDRs such as 172.20.0.0/16")?;
         read(map, "cluster-pool-ipv4-mask-size", "a prefix length", &mut v.ipam.operator.mask_size)?;

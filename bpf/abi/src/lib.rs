@@ -10,7 +10,7 @@ pub mod connection;
 pub mod service;
 
 /// Version of everything in this crate. It is part of the pin path, so programs and maps of different layouts never meet.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the maps, as they are pinned.
 pub mod maps {
@@ -38,8 +38,16 @@ pub mod maps {
     pub const SERVICES: &str = "podwire_lb_svc";
     /// Hash: [`super::service::BackendKey`] to [`super::service::Target`].
     pub const BACKENDS: &str = "podwire_lb_be";
-    /// Array of one [`super::PodCidr`]: the smallest CIDR with every service's address in it.
-    pub const SERVICE_RANGE: &str = "podwire_lb_range";
+    /// Array of one [`super::service::ServiceConfig`].
+    pub const SERVICE_CONFIG: &str = "podwire_lb_cfg";
+    /// Hash: number of a list to [`super::service::MaglevTable`]: which backend of the list a caller from outside gets.
+    pub const MAGLEV: &str = "podwire_lb_mag";
+    /// Hash: [`super::service::Tuple`] to [`super::service::Balanced`]: connections that are balanced packet by packet.
+    pub const BALANCED: &str = "podwire_lb_ct";
+    /// Per-CPU array of one [`super::service::Opening`].
+    pub const OPENING: &str = "podwire_lb_tmp";
+    /// Array of [`super::service::CALLERS`] numbers: not 0 while the table of balanced connections has such callers.
+    pub const BALANCED_CALLERS: &str = "podwire_lb_act";
     /// LRU hash: [`super::service::PeerKey`] to [`super::service::Target`]: the service that a socket meant to speak to.
     pub const PEERS: &str = "podwire_lb_peer";
     /// LRU hash: [`super::service::AffinityKey`] to [`super::service::Affinity`].

@@ -1,7 +1,5 @@
 //! The table of connections: noting packets, and opening a connection with a port that nobody else has.
 
-use core::mem;
-
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
     helpers::{
@@ -14,6 +12,7 @@ use podwire_abi::{
 };
 
 use crate::{
+    balance,
     packet::{self, ETHERNET},
     state::{CONNECTIONS_IN, CONNECTIONS_OUT},
     transport::Flow,
@@ -68,7 +67,7 @@ pub fn open(skb: *mut __sk_buff, key: &ConnectionKey, addr: u32) -> u32 {
         }
         let port = port as u16;
         let incoming = ConnectionKey { local: addr, local_port: port, ..*key };
-        if is_the_nodes(skb, &incoming) {
+        if is_the_nodes(skb, &incoming) || balance::has_way_back(&incoming) {
             continue;
         }
         let claim = fresh((key.local, key.local_port), 0);
@@ -94,12 +93,17 @@ pub fn open(skb: *mut __sk_buff, key: &ConnectionKey, addr: u32) -> u32 {
 }
 
 /// No port.
-const NO_PORT: u32 = 1 << 16;
+pub const NO_PORT: u32 = 1 << 16;
 
-/// A port, or an identifier, that no connection has at this moment. A loop of its own: the verifier follows every try, and the
-/// claim is much to follow.
+/// As [`some_port`]. A loop of its own: the verifier follows every try, and the claim is much to follow.
 #[inline(never)]
 fn free_port(key: &ConnectionKey, addr: u32) -> u32 {
+    some_port(key, addr)
+}
+
+/// A port, or an identifier, that no connection has at this moment.
+#[inline(always)]
+pub fn some_port(key: &ConnectionKey, addr: u32) -> u32 {
     for _ in 0..PORT_TRIES {
         // SAFETY: a plain helper call.
         let port = (FIRST_PORT | unsafe { bpf_get_prandom_u32() } as u16).to_be();
@@ -120,6 +124,22 @@ fn belongs_to(incoming: &ConnectionKey, key: &ConnectionKey) -> bool {
         .is_some_and(|entry| entry.addr == key.local && entry.port == key.local_port)
 }
 
+/// Whether what comes in so is another connection's, or would be a socket's of the node.
+#[inline(always)]
+pub fn is_taken(skb: *mut __sk_buff, incoming: &ConnectionKey) -> bool {
+    // SAFETY: only its presence is asked.
+    unsafe { CONNECTIONS_IN.get(incoming) }.is_some() || is_the_nodes(skb, incoming)
+}
+
+/// `bpf_sock_tuple`, as far as it is of IPv4.
+#[repr(C)]
+struct SockTuple {
+    saddr: u32,
+    daddr: u32,
+    sport: u16,
+    dport: u16,
+}
+
 /// Whether a socket of the node would get what comes in so: its own connections and its servers come first.
 #[inline(always)]
 fn is_the_nodes(skb: *mut __sk_buff, key: &ConnectionKey) -> bool {
@@ -127,20 +147,17 @@ fn is_the_nodes(skb: *mut __sk_buff, key: &ConnectionKey) -> bool {
     if key.protocol == packet::ICMP {
         return false;
     }
-    // SAFETY: integers only, for which zero is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-    tuple.__bindgen_anon_1.ipv4.saddr = key.remote;
-    tuple.__bindgen_anon_1.ipv4.daddr = key.local;
-    tuple.__bindgen_anon_1.ipv4.sport = key.remote_port;
-    tuple.__bindgen_anon_1.ipv4.dport = key.local_port;
+    // Of the union only this part is looked at, which the size says; all of it would be much on a small stack.
+    let mut tuple =
+        SockTuple { saddr: key.remote, daddr: key.local, sport: key.remote_port, dport: key.local_port };
+    let size = size_of::<SockTuple>() as u32;
+    let at = (&raw mut tuple).cast::<bpf_sock_tuple>();
     // SAFETY: a valid context, and a tuple of the size given.
-    let size = unsafe { size_of_val(&tuple.__bindgen_anon_1.ipv4) } as u32;
-    // SAFETY: as above.
     let socket = unsafe {
         if key.protocol == packet::TCP {
-            bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_skc_lookup_tcp(skb.cast(), at, size, CURRENT_NETNS, 0)
         } else {
-            bpf_sk_lookup_udp(skb.cast(), &raw mut tuple, size, CURRENT_NETNS, 0)
+            bpf_sk_lookup_udp(skb.cast(), at, size, CURRENT_NETNS, 0)
         }
     };
     if socket.is_null() {

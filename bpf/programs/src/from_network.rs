@@ -1,13 +1,16 @@
 //! Ingress of an underlay device: packets for pods of this node skip the node's stack, answers to masqueraded ones too.
 
 use aya_ebpf::bindings::__sk_buff;
-use podwire_abi::{DropReason, Endpoint, NodeConfig, Point};
+use podwire_abi::{DropReason, Endpoint, NodeConfig, Point, service::scope};
 
 use crate::{
-    DROP, NEXT, deliver,
+    DROP, NEXT,
+    balance::{self, Outcome},
+    deliver,
     masquerade::{self, Arrival},
     packet::{self, Ipv4},
-    report, state,
+    report, route, service, state,
+    transport::Way,
 };
 
 #[inline(always)]
@@ -25,26 +28,57 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     };
     let from_beyond = state::beyond_native(config, ip.src);
     if let Some(endpoint) = state::endpoint(ip.dst) {
+        if service::has_balanced(scope::INSIDE) {
+            match balance::known(skb, Way::In) {
+                Outcome::Translated(ip) => return deliver(skb, config, &ip, endpoint),
+                Outcome::Dropped(reason) => return dropped(skb, reason, &ip),
+                Outcome::NotOurs | Outcome::Nobody => {}
+            }
+        }
         if from_beyond && let Err(reason) = masquerade::arriving_at_pod(skb, &ip) {
             return dropped(skb, reason, &ip);
         }
         return deliver(skb, config, &ip, endpoint);
     }
-    if !from_beyond {
+    let serves = service::serves_outside();
+    if serves {
+        match balance::call(skb, Way::In, scope::OUTSIDE) {
+            Outcome::Translated(ip) => return balanced(skb, config, &ip),
+            Outcome::Dropped(reason) => return dropped(skb, reason, &ip),
+            // Where nobody answers, the stack refuses: the port is the node's, and no socket has it.
+            Outcome::NotOurs | Outcome::Nobody => {}
+        }
+    }
+    if !from_beyond && !serves {
         return to_no_pod(skb, config, &ip);
     }
     match masquerade::arriving(skb, &ip) {
         Arrival::NotOurs => to_no_pod(skb, config, &ip),
         Arrival::Failed => dropped(skb, DropReason::WriteError, &ip),
         Arrival::Translated => {
-            let Some(ip) = packet::ipv4(skb) else { return DROP };
-            match state::endpoint(ip.dst) {
-                Some(endpoint) => deliver(skb, config, &ip, endpoint),
+            let Some(mut ip) = packet::ipv4(skb) else { return DROP };
+            let Some(endpoint) = state::endpoint(ip.dst) else {
                 // The node's own, or of a pod that is gone.
-                None => to_no_pod(skb, config, &ip),
+                return to_no_pod(skb, config, &ip);
+            };
+            // A pod called a service whose backend is beyond the native network.
+            if service::has_balanced(scope::INSIDE)
+                && let Outcome::Translated(new) = balance::known(skb, Way::In)
+            {
+                ip = new;
             }
+            deliver(skb, config, &ip, endpoint)
         }
     }
+}
+
+/// A call of a service, or an answer from another node, with its new ends: to a pod of this node, to the node, or on.
+#[inline(always)]
+fn balanced(skb: *mut __sk_buff, config: &NodeConfig, ip: &Ipv4) -> i32 {
+    if let Some(endpoint) = state::endpoint(ip.dst) {
+        return deliver(skb, config, ip, endpoint);
+    }
+    route::route_balanced(skb, Point::FromNetwork as u32)
 }
 
 #[inline(always)]

@@ -1,12 +1,15 @@
 //! Ingress of the tunnel's device: packets that other nodes have wrapped, for pods of this node and for the node itself.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_change_type};
-use podwire_abi::{DropReason, NodeConfig, Point, identity};
+use podwire_abi::{DropReason, NodeConfig, Point, identity, service::scope};
 
 use crate::{
-    DROP, NEXT, deliver, masquerade,
+    DROP, NEXT,
+    balance::{self, Outcome},
+    deliver, masquerade,
     packet::{self, Ipv4},
-    report, state,
+    report, route, service, state,
+    transport::Way,
 };
 
 #[inline(always)]
@@ -26,6 +29,15 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     // SAFETY: as above. It fails for no type that a received frame can have.
     unsafe { bpf_skb_change_type(skb, packet::TO_THIS_HOST) };
     if let Some(endpoint) = state::endpoint(ip.dst) {
+        if service::has_balanced(scope::INSIDE) {
+            match balance::known(skb, Way::In) {
+                Outcome::Translated(ip) => {
+                    return deliver::routed(skb, config, Point::FromOverlay, 0, &ip, endpoint);
+                }
+                Outcome::Dropped(reason) => return dropped(skb, reason, &ip),
+                Outcome::NotOurs | Outcome::Nobody => {}
+            }
+        }
         if is_from_node(config, ip.src)
             && let Err(reason) = masquerade::arriving_at_pod(skb, &ip)
         {
@@ -38,6 +50,14 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
         }
         return deliver::routed(skb, config, Point::FromOverlay, 0, &ip, endpoint);
     }
+    // Another node's pod answers a call from outside.
+    if service::has_balanced(scope::OUTSIDE) {
+        match balance::known(skb, Way::In) {
+            Outcome::Translated(_) => return route::route_balanced(skb, Point::FromOverlay as u32),
+            Outcome::Dropped(reason) => return dropped(skb, reason, &ip),
+            Outcome::NotOurs | Outcome::Nobody => {}
+        }
+    }
     if ip.dst == config.router_ip
         || state::owner(ip.dst).is_some_and(|owner| owner.identity == identity::HOST)
     {
@@ -46,6 +66,12 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
     }
     // The stack would send it on, by the tunnel again if the other node knows better than this one.
     report::dropped(skb, Point::FromOverlay, DropReason::StaleOrUnroutable, Some(&ip), 0);
+    DROP
+}
+
+#[inline(always)]
+fn dropped(skb: *mut __sk_buff, reason: DropReason, ip: &Ipv4) -> i32 {
+    report::dropped(skb, Point::FromOverlay, reason, Some(ip), 0);
     DROP
 }
 

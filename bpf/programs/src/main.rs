@@ -23,6 +23,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 
+mod balance;
 mod connection;
 mod deliver;
 mod from_endpoint;
@@ -34,11 +35,14 @@ mod overlay;
 mod packet;
 mod report;
 mod rewrite;
+mod route;
 mod service;
 mod socket;
 mod state;
+mod to_endpoint;
 mod to_network;
 mod transport;
+mod unreachable;
 
 /// Let the next program, and then the network stack, have the packet (`TC_ACT_UNSPEC`, the `TCX_NEXT` of tcx links).
 const NEXT: i32 = -1;
@@ -49,6 +53,12 @@ const DROP: i32 = 2;
 #[classifier]
 pub fn from_endpoint(ctx: TcContext) -> i32 {
     from_endpoint::run(ctx.skb.skb)
+}
+
+/// Egress of a pod's device on the node: what the node's stack sends to the pod.
+#[classifier]
+pub fn to_endpoint(ctx: TcContext) -> i32 {
+    to_endpoint::run(ctx.skb.skb)
 }
 
 /// Ingress of a device of the underlay: what the wire brings.

@@ -11,7 +11,7 @@ use podwire_abi::{
 };
 
 use crate::{
-    DROP, NEXT,
+    DROP, NEXT, balance,
     connection::{self, Mapping},
     overlay,
     packet::{self, Ipv4},
@@ -40,8 +40,7 @@ fn keeps_pod_address(remote: u32) -> bool {
 /// A packet leaves by a device of the underlay, to beyond the native network.
 #[inline(always)]
 pub fn leaving(skb: *mut __sk_buff, config: &NodeConfig, ip: &Ipv4) -> i32 {
-    // SAFETY: the kernel hands every classifier a valid context.
-    if ip.is_to_many() || unsafe { (*skb).mark } & MARK_MASK == MARK_DONE {
+    if ip.is_to_many() || is_done(skb) {
         return NEXT;
     }
     // A pod that is gone may have packets under way still.
@@ -111,11 +110,11 @@ fn device(skb: *mut __sk_buff) -> u32 {
     unsafe { (*skb).ifindex }
 }
 
-/// Whether what answers a packet of the node goes to a pod.
+/// Whether what answers a packet of the node goes to a pod, or to who called a service.
 #[inline(always)]
 fn is_a_pods(key: &ConnectionKey) -> bool {
     // SAFETY: only its presence is asked.
-    unsafe { CONNECTIONS_IN.get(key) }.is_some()
+    unsafe { CONNECTIONS_IN.get(key) }.is_some() || balance::has_way_back(key)
 }
 
 #[inline(always)]
@@ -125,19 +124,11 @@ fn translate_out(skb: *mut __sk_buff, ip: &Ipv4, flow: &Flow, new: Mapping) -> R
     if new == old {
         return Ok(());
     }
-    write(skb, flow, &Change { end: End::Source, old, new })?;
+    if !rewrite::packet(skb, flow, &Change { end: End::Source, old, new }) {
+        return Err(DropReason::WriteError);
+    }
     mark_done(skb);
     Ok(())
-}
-
-#[inline(always)]
-fn write(skb: *mut __sk_buff, flow: &Flow, change: &Change) -> Result<(), DropReason> {
-    let written = if flow.has_header {
-        rewrite::translate(skb, flow.offset, flow.key.protocol, change)
-    } else {
-        rewrite::outer(skb, change.end, change.old.0, change.new.0)
-    };
-    if written { Ok(()) } else { Err(DropReason::WriteError) }
 }
 
 /// Tells the programs on the way out that there is nothing for them to do.
@@ -145,6 +136,13 @@ fn write(skb: *mut __sk_buff, flow: &Flow, change: &Change) -> Result<(), DropRe
 pub fn mark_done(skb: *mut __sk_buff) {
     // SAFETY: a valid context, whose mark may be written.
     unsafe { (*skb).mark = ((*skb).mark & !MARK_MASK) | MARK_DONE };
+}
+
+/// Whether a program has said so.
+#[inline(always)]
+pub fn is_done(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel hands every classifier a valid context.
+    unsafe { (*skb).mark & MARK_MASK == MARK_DONE }
 }
 
 /// An ICMP error about what came in translated: the pod's, or the node's on its behalf. Who gets it knows only the node's
@@ -200,7 +198,7 @@ pub fn arriving(skb: *mut __sk_buff, ip: &Ipv4) -> Arrival {
             let new = connection::note(skb, present, flow.seen);
             transport::remember_fragment(ip, &flow);
             let old = (flow.key.local, flow.key.local_port);
-            write(skb, &flow, &Change { end: End::Destination, old, new }).is_ok()
+            rewrite::packet(skb, &flow, &Change { end: End::Destination, old, new })
         }
         Content::IcmpError(icmp) => {
             let Some(quoted) = transport::quoted(skb, icmp, Way::In) else { return Arrival::NotOurs };

@@ -8,7 +8,10 @@ use aya_ebpf::{
     helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace},
 };
 
-use crate::packet::{self, ETHERNET};
+use crate::{
+    packet::{self, ETHERNET},
+    transport::Flow,
+};
 
 /// Which end of a packet is written.
 #[derive(Clone, Copy, PartialEq)]
@@ -71,9 +74,19 @@ pub fn outer(skb: *mut __sk_buff, end: End, old: u32, new: u32) -> bool {
     address(skb, ETHERNET as u32, end, old, new)
 }
 
+/// Writes one end of a packet of a connection; of a later piece of a fragmented packet the address.
+#[inline(always)]
+pub fn packet(skb: *mut __sk_buff, flow: &Flow, change: &Change) -> bool {
+    if flow.has_header {
+        translate(skb, flow.offset, flow.key.protocol, change)
+    } else {
+        outer(skb, change.end, change.old.0, change.new.0)
+    }
+}
+
 /// Writes address and port of a packet whose layer-4 header begins at `l4`.
 #[inline(always)]
-pub fn translate(skb: *mut __sk_buff, l4: u32, protocol: u8, change: &Change) -> bool {
+fn translate(skb: *mut __sk_buff, l4: u32, protocol: u8, change: &Change) -> bool {
     let check = l4 + check_offset(protocol);
     let (old, new) = (change.old, change.new);
     if protocol != packet::ICMP && !l4_sum(skb, check, old.0, new.0, 4, protocol, BPF_F_PSEUDO_HDR) {

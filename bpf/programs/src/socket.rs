@@ -6,11 +6,11 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
 };
-use podwire_abi::service::{PeerKey, ServiceKey, Target};
+use podwire_abi::service::{PeerKey, ServiceKey, Target, scope};
 
 use crate::{
     packet,
-    service::{self, Choice},
+    service::{self, Caller, Choice},
 };
 
 /// Let the call go on.
@@ -46,14 +46,14 @@ pub fn connecting(ctx: *mut bpf_sock_addr) -> i32 {
     let meant = target(ctx);
     // SAFETY: a valid context.
     let protocol = unsafe { ptr::read_volatile(&raw const (*ctx).protocol) } as u8;
-    let key = ServiceKey { addr: meant.addr, port: meant.port, protocol, pad: 0 };
+    let key = ServiceKey { addr: meant.addr, port: meant.port, protocol, scope: scope::INSIDE };
     if key.port == 0 || !matches!(protocol, packet::TCP | packet::UDP) {
         // A resolver that asks for a route only, or a ping: that is refused where it becomes a packet.
         return GO_ON;
     }
     // SAFETY: a valid context.
     let client = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    match service::choose(key, client) {
+    match service::choose(key, &Caller { client, hash: 0 }, client) {
         Choice::NoService => GO_ON,
         Choice::Backend(backend) => {
             // SAFETY: a valid context.
