@@ -353,3 +353,27 @@ fn loopback_shows_each_packet_once() {
     .unwrap();
     assert_eq!(tshark(&out, "icmp").len(), 2);
 }
+
+#[test]
+fn a_short_tap_keeps_the_beginning_of_each_packet() {
+    let pair = Pair::new();
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("short.pcapng");
+    let netns = pair.open(0);
+    let tap: Box<dyn Tap> =
+        Box::new(capture::open_short_packet_tap(Some(netns.as_fd()), "node-a", "lo", 100).unwrap());
+    let options = CaptureOptions { duration: Some(Duration::from_mins(1)), ..CaptureOptions::default() };
+    capture_while(vec![tap], &options, &out, || {
+        let ping = ["ping", "-q", "-c", "1", "-W", "5", "-s", "1000", "127.0.0.1"];
+        run("ip", &[&["netns", "exec", &pair.names[0]], &ping[..]].concat());
+    })
+    .unwrap();
+    let file = CaptureFile::open(&out).unwrap();
+    let mut reader = file.reader().unwrap();
+    let mut lengths = Vec::new();
+    while let Some(packet) = reader.next_packet().unwrap() {
+        lengths.push((packet.data.len(), packet.original_len));
+    }
+    assert_eq!(lengths, [(100, 1042), (100, 1042)]);
+    assert_eq!(reader.interfaces()[0].snaplen, 100);
+}

@@ -1,6 +1,7 @@
 //! `lab`: [lab files](lab) become a [plan], a [provider](netns) carries the plan out, the [deployment](deploy) fills the cluster.
 
 mod access;
+mod capturing;
 pub mod cli;
 pub mod deploy;
 pub mod error;
@@ -15,4 +16,5 @@ pub mod record;
 pub mod routes;
 pub mod state;
 pub mod study;
+pub mod trace;
 pub mod vagrant;

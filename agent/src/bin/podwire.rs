@@ -189,6 +189,11 @@ fn monitor(args: &Args, kind: Kind) -> Result<(), ClientError> {
     let request = Request::Monitor { trace: kind == Kind::Trace };
     for message in ask(&args.socket, request)? {
         let message = message?;
+        // From here on nothing is missed.
+        if message.get("listening").is_some() {
+            eprintln!("podwire: listening; Ctrl-C ends");
+            continue;
+        }
         let lost = message.get("lost").and_then(Value::as_u64);
         let line = match (args.output, lost) {
             (_, Some(lost)) => {

@@ -43,7 +43,7 @@ pub enum Request {
     LoadBalancing,
     /// Connections that are balanced packet by packet.
     Balanced,
-    /// Flows as they happen.
+    /// Flows as they happen. The first line, `{"listening": true}`, says that none is missed any more.
     Monitor {
         /// Forwarded packets too.
         trace: bool,

@@ -210,7 +210,7 @@ fn connections(running: &Running) -> Result<Vec<ConnectionRow>, String> {
     Ok(all.iter().map(|tracked| ConnectionRow::new(tracked, now)).collect())
 }
 
-/// Sends flows until the other side leaves.
+/// Says that it listens, then sends flows until the other side leaves.
 async fn monitor(
     running: &Running,
     trace: bool,
@@ -219,6 +219,7 @@ async fn monitor(
 ) -> io::Result<()> {
     let mut flows = running.flows.subscribe();
     let _tracer = trace.then(|| running.flows.trace());
+    send(&mut write, &Reply::Ok(json!({ "listening": true }))).await?;
     let mut byte = [0_u8; 1];
     loop {
         tokio::select! {

@@ -21,7 +21,7 @@ mod ring;
 mod run;
 
 pub use error::CaptureError;
-pub use packet_tap::{PacketTap, open_packet_tap};
+pub use packet_tap::{PacketTap, open_packet_tap, open_short_packet_tap};
 pub use run::{CaptureOptions, CaptureStats, InterfaceStats, run};
 
 /// Longest captured length by default: more than any packet, segmentation-offload super-packets included.

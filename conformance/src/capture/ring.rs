@@ -11,9 +11,12 @@ use nix::libc;
 use crate::node::TappedPacket;
 use crate::read::Direction;
 
-/// A block holds at least one packet of the greatest captured length.
-const BLOCK: usize = 1 << 20;
-/// 32 MiB: a quarter of a second of 1 Gbit/s, and blocks are emptied every few milliseconds.
+/// Bytes of a block, which holds at least one packet of the greatest captured length.
+pub(super) const BLOCK: usize = 1 << 20;
+/// Bytes of a block for one who has packets cut short.
+pub(super) const SMALL_BLOCK: usize = 1 << 17;
+/// 32 MiB: a quarter of a second of 1 Gbit/s, and blocks are emptied every few milliseconds. Their number is what counts where there
+/// is little traffic: each is handed over after RETIRE_MS, full or not.
 const BLOCKS: usize = 32;
 /// Multiple of TPACKET_ALIGNMENT that divides the block; V3 only uses it to check the request.
 const FRAME: usize = 1 << 16;
@@ -24,6 +27,7 @@ pub(super) const RETIRE_MS: u32 = 10;
 #[derive(Debug)]
 pub(super) struct Ring {
     start: NonNull<u8>,
+    block: usize,
     next: usize,
 }
 
@@ -31,13 +35,13 @@ pub(super) struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Gives `socket` a receive ring and maps it. The socket must have TPACKET_V3 set.
-    pub(super) fn new(socket: &impl AsFd) -> io::Result<Self> {
+    /// Gives `socket` a receive ring with blocks of this size and maps it. The socket must have TPACKET_V3 set.
+    pub(super) fn new(socket: &impl AsFd, block: usize) -> io::Result<Self> {
         let request = libc::tpacket_req3 {
-            tp_block_size: BLOCK as u32,
+            tp_block_size: block as u32,
             tp_block_nr: BLOCKS as u32,
             tp_frame_size: FRAME as u32,
-            tp_frame_nr: (BLOCK / FRAME * BLOCKS) as u32,
+            tp_frame_nr: (block / FRAME * BLOCKS) as u32,
             tp_retire_blk_tov: RETIRE_MS,
             tp_sizeof_priv: 0,
             tp_feature_req_word: 0,
@@ -49,7 +53,7 @@ impl Ring {
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                BLOCK * BLOCKS,
+                block * BLOCKS,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 fd,
@@ -61,7 +65,7 @@ impl Ring {
         }
         let start = NonNull::new(address.cast::<u8>())
             .ok_or_else(|| io::Error::other("the ring was mapped at address 0"))?;
-        Ok(Self { start, next: 0 })
+        Ok(Self { start, block, next: 0 })
     }
 
     /// Hands over every packet of the blocks that the kernel has finished, and gives the blocks back.
@@ -69,7 +73,7 @@ impl Ring {
         // At most once around: a flood must not keep the caller from its other taps.
         for _ in 0..BLOCKS {
             // SAFETY: `next` is below BLOCKS, so the block lies inside the mapping.
-            let block = unsafe { self.start.add(self.next * BLOCK) };
+            let block = unsafe { self.start.add(self.next * self.block) };
             // block_status lies 8 bytes into struct tpacket_block_desc (version, offset_to_priv, then tpacket_hdr_v1).
             // SAFETY: inside the mapping and 4-aligned, since blocks are page-aligned; the kernel changes it
             // concurrently, hence the atomic.
@@ -79,7 +83,7 @@ impl Ring {
             }
             // SAFETY: the status says that the kernel is done with the block until we give it back below, so for as
             // long as `bytes` lives nothing writes to it but the status word, which is not read through it.
-            let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), BLOCK) };
+            let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), self.block) };
             walk(bytes, keep, sink);
             status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
             self.next = (self.next + 1) % BLOCKS;
@@ -90,7 +94,7 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: exactly the mapping that `new` made; no slice of it outlives `drain`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), BLOCK * BLOCKS) };
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.block * BLOCKS) };
     }
 }
 
@@ -156,7 +160,7 @@ mod tests {
         assert_eq!(std::mem::offset_of!(libc::tpacket3_hdr, tp_snaplen), 12);
         assert_eq!(std::mem::offset_of!(libc::tpacket3_hdr, tp_mac), 24);
         assert_eq!(std::mem::offset_of!(libc::sockaddr_ll, sll_pkttype), 10);
-        assert_eq!(BLOCK % FRAME, 0);
+        assert_eq!((BLOCK % FRAME, SMALL_BLOCK % FRAME), (0, 0));
     }
 
     #[test]

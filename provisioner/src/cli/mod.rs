@@ -11,6 +11,7 @@ mod measure;
 mod render;
 mod routes;
 mod study;
+mod trace;
 
 pub(crate) use measure::under_way as measurement_under_way;
 
@@ -53,6 +54,8 @@ enum Cmd {
     Shell(exec::Shell),
     /// Capture packets of any interfaces of any nodes into one pcapng file
     Capture(capture::Capture),
+    /// Follow one flow hop by hop, and say where and why it ends
+    Trace(trace::Trace),
     /// Ask a capture file whether the network did what it should
     Check(check::Check),
     /// Send traffic, capture it, check it, and report
@@ -164,6 +167,7 @@ pub fn run() -> ExitCode {
         Cmd::Upgrade(upgrade) => upgrade.run(),
         Cmd::Kubeconfig(kubeconfig) => kubeconfig.run(),
         Cmd::Capture(capture) => capture.run(),
+        Cmd::Trace(trace) => trace.run(),
         Cmd::Check(check) => check.run(),
         Cmd::Conformance(conformance) => conformance.run(),
         Cmd::Study(study) => study.run(),

@@ -14,7 +14,7 @@ use crate::error::{Failure, OrFailure};
 /// Where named network namespaces are.
 pub const DIR: &str = "/run/netns";
 /// f_type of the file system of namespaces, linux/magic.h.
-const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+pub(super) const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// The file of a named namespace.
 pub fn path(name: &str) -> PathBuf {

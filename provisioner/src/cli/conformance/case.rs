@@ -1,9 +1,7 @@
 //! Case pod-to-pod-native: TCP, ICMP and UDP between pods of two nodes, both ways, under capture.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -12,12 +10,12 @@ use kube::api::{Api, ListParams};
 use podwire_api::names;
 use podwire_api::values::RoutingMode;
 use podwire_conformance::Tap;
-use podwire_conformance::capture::{self, CaptureOptions};
+use podwire_conformance::capture::CaptureOptions;
 use podwire_conformance::check::{self, Expectation, FlowHint, Report};
-use tokio::sync::oneshot;
 
 use super::probes::{Probe, Probes};
 use crate::access;
+use crate::capturing::Capturing;
 use crate::cli::capture as taps;
 use crate::error::{Failure, OrFailure};
 use crate::netns::{self, namespace};
@@ -81,7 +79,13 @@ async fn run(
     // Before the capture begins, so that its own requests are not in it.
     let mut context = access::context_of(state, running).await;
     context.command = Some(format!("lab conformance {} --suite quick", running.lab.name));
-    let capture = Capturing::begin(open_taps(running, probes)?, &file).await?;
+    // The commands that cause the traffic come and go by the API server and the node runtime: not ours to judge.
+    let control = format!("not (tcp port {} or tcp port {})", names::API_SERVER_PORT, names::KUBELET_PORT);
+    let options = CaptureOptions {
+        filter: Some(control.parse().or_failure("capture", "report this as a bug")?),
+        ..CaptureOptions::default()
+    };
+    let capture = Capturing::begin(open_taps(running, probes)?, options, &file).await?;
     let (traffic, flows) = send(probes, webs).await;
     capture.end().await?;
     context.flows = flows;
@@ -131,48 +135,6 @@ fn open_taps(running: &Running, probes: &Probes) -> Result<Vec<Box<dyn Tap>>, Fa
         }
     }
     Ok(open)
-}
-
-/// A capture that runs in a thread of its own.
-struct Capturing {
-    stop: Arc<AtomicBool>,
-    thread: tokio::task::JoinHandle<Result<(), capture::CaptureError>>,
-}
-
-impl Capturing {
-    /// Returns once everything that is sent is captured.
-    async fn begin(open: Vec<Box<dyn Tap>>, file: &Path) -> Result<Self, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ready, begun) = oneshot::channel();
-        // The commands that cause the traffic come and go by the API server and the node runtime: not ours to judge.
-        let control =
-            format!("not (tcp port {} or tcp port {})", names::API_SERVER_PORT, names::KUBELET_PORT);
-        let options = CaptureOptions {
-            filter: Some(control.parse().or_failure("capture", "report this as a bug")?),
-            ..CaptureOptions::default()
-        };
-        let (file, told): (PathBuf, _) = (file.to_owned(), Arc::clone(&stop));
-        let thread = tokio::task::spawn_blocking(move || {
-            let say = move || {
-                // Nobody waits any more only if the case has failed already.
-                let _ = ready.send(());
-            };
-            capture::run(open, &options, &file, &told, say).map(|_| ())
-        });
-        let capturing = Self { stop, thread };
-        if begun.await.is_ok() {
-            return Ok(capturing);
-        }
-        capturing.end().await?;
-        Err(Failure::new("capture", "it ended at once", "report this as a bug"))
-    }
-
-    async fn end(self) -> Result<(), Failure> {
-        self.stop.store(true, Ordering::Release);
-        let thing = "capture";
-        let ended = self.thread.await.or_failure(thing, "report this as a bug")?;
-        ended.or_failure(thing, "give a writable directory with --report")
-    }
 }
 
 /// Sends everything, from each probe to the others' nodes. Returns what was tried, and the flows that must be seen.
