@@ -3,6 +3,7 @@
 mod access;
 mod capturing;
 pub mod cli;
+pub mod compare;
 pub mod deploy;
 pub mod error;
 pub mod forward;

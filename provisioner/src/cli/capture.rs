@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use podwire_conformance::Tap;
 use podwire_conformance::capture::{self, CaptureOptions};
 use podwire_conformance::filter::Filter;
@@ -79,11 +78,7 @@ impl Capture {
             snaplen: if self.snaplen == 0 { capture::DEFAULT_SNAPLEN } else { self.snaplen },
             comment: Some(format!("lab {}", running.lab.name)),
         };
-        for signal in [Signal::SIGINT, Signal::SIGTERM] {
-            let action = SigAction::new(SigHandler::Handler(stop), SaFlags::empty(), SigSet::empty());
-            // SAFETY: the handler only stores an atomic.
-            let _ = unsafe { sigaction(signal, &action) };
-        }
+        super::on_interrupt(stop);
         let ends = if !self.command.is_empty() {
             "; ends with the command"
         } else if self.duration.is_none() && self.count.is_none() {

@@ -3,6 +3,7 @@
 mod capture;
 mod check;
 mod cluster;
+mod compare;
 mod conformance;
 mod doctor;
 mod exec;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -54,6 +56,8 @@ enum Cmd {
     Shell(exec::Shell),
     /// Capture packets of any interfaces of any nodes into one pcapng file
     Capture(capture::Capture),
+    /// Is it really faster? Measure two modes side by side
+    Compare(compare::Compare),
     /// Follow one flow hop by hop, and say where and why it ends
     Trace(trace::Trace),
     /// Ask a capture file whether the network did what it should
@@ -167,6 +171,7 @@ pub fn run() -> ExitCode {
         Cmd::Upgrade(upgrade) => upgrade.run(),
         Cmd::Kubeconfig(kubeconfig) => kubeconfig.run(),
         Cmd::Capture(capture) => capture.run(),
+        Cmd::Compare(compare) => compare.run(),
         Cmd::Trace(trace) => trace.run(),
         Cmd::Check(check) => check.run(),
         Cmd::Conformance(conformance) => conformance.run(),
@@ -195,6 +200,15 @@ pub fn run() -> ExitCode {
             }
             ExitCode::from(2)
         }
+    }
+}
+
+/// Has Ctrl-C and the like call this, which may only store an atomic.
+fn on_interrupt(handler: extern "C" fn(i32)) {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler only stores an atomic. It fails for no signal that exists.
+        let _ = unsafe { sigaction(signal, &action) };
     }
 }
 

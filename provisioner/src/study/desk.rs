@@ -257,6 +257,7 @@ impl Desk {
                 let (from, to) = (self.fill(from.get_ref(), seen), self.fill(to.get_ref(), seen));
                 live::captured(&self.directory, file, &from, &to)
             }
+            Check::Compared { file } => live::compared(&self.directory, file),
             Check::Asked { file, name, only } => dns::asked(&self.directory, file, name, *only),
             Check::NotCaptured { file, address } => {
                 live::not_captured(&self.directory, file, &self.fill(address.get_ref(), seen))

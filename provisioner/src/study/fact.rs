@@ -3,8 +3,12 @@
 use std::ops::Range;
 use std::path::Path;
 
+use clap::ValueEnum;
+
 use super::check::live::Reached;
 use super::snapshot::{Needs, Snapshot};
+use crate::compare::Mode;
+use crate::compare::run::Results;
 use crate::measure::journal::Journal;
 use crate::measure::summary::Summary;
 
@@ -45,6 +49,10 @@ pub enum Fact {
     Source,
     /// `ttl.NODE`: of the answer to a ping of the web server on a node.
     Ttl(String),
+    /// `compare.FILE.MODE.mtu`: pods' MTU, of results of `lab compare` in the study's directory.
+    ComparedMtu(String, Mode),
+    /// `compare.FILE.MODE.headers`: bytes of headers of each packet.
+    ComparedHeaders(String, Mode),
     /// `measure.FILE.lost`: of a journal in the study's directory.
     Lost(String),
     /// `measure.FILE.answered`.
@@ -61,6 +69,16 @@ pub struct Known<'a> {
     pub reached: Option<&'a [Reached]>,
     /// Where journals are.
     pub directory: &'a Path,
+}
+
+impl Known<'_> {
+    fn results(&self, file: &str) -> Option<Results> {
+        Results::read(&self.directory.join(format!("{file}.json"))).ok()
+    }
+}
+
+fn mode(word: &str) -> Option<Mode> {
+    Mode::from_str(word, false).ok()
 }
 
 impl Fact {
@@ -86,6 +104,8 @@ impl Fact {
             ["webpod", node, "ip"] => Self::WebIp(own(node)),
             ["way", machine, node] => Self::Way(own(machine), own(node)),
             ["ttl", node] => Self::Ttl(own(node)),
+            ["compare", file, mode, "mtu"] => Self::ComparedMtu(own(file), self::mode(mode)?),
+            ["compare", file, mode, "headers"] => Self::ComparedHeaders(own(file), self::mode(mode)?),
             ["measure", file, "lost"] => Self::Lost(own(file)),
             ["measure", file, "answered"] => Self::Answered(own(file)),
             ["measure", file, "outage"] => Self::Outage(own(file)),
@@ -133,6 +153,12 @@ impl Fact {
                 let pod = seen.pod(name)?;
                 let own = ipnet::Ipv4Net::new(pod.ip?, 32).ok();
                 seen.routes.get(&pod.node)?.iter().find(|r| r.to() == own).map(|r| r.dev.clone())
+            }
+            Self::ComparedMtu(file, mode) => {
+                known.results(file)?.of(*mode).map(|measured| measured.mtu.to_string())
+            }
+            Self::ComparedHeaders(file, mode) => {
+                known.results(file)?.of(*mode).map(|measured| measured.headers.all.to_string())
             }
             Self::ServiceIp(name) => seen.services.get(name).map(|service| service.ip.to_string()),
             Self::NodePort(name) => seen.services.get(name)?.node_port.map(|port| port.to_string()),

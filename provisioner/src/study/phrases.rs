@@ -77,6 +77,8 @@ const TABLE: &[Entry] = &[
     ("asked", "{file} has questions for: {names}", "{file}에 있는 질의: {names}"),
     ("not-asked", "{file} has no question for {name}, only for: {names}", "{file}에 {name} 질의가 없음. 있는 질의: {names}"),
     ("asked-more", "{file} has questions for other names than {name} too: {names}", "{file}에 {name} 말고 다른 이름의 질의도 있음: {names}"),
+    ("bad-results", "{file} holds no results: {why}", "{file}에서 결과를 읽을 수 없음: {why}"),
+    ("compared", "{file} compares {modes} in {rounds} rounds", "{file}: {modes} 비교, {rounds}회 측정"),
     ("loop", "{file} shows a packet that comes round again", "{file}에 되돌아온 패킷이 있음"),
     ("no-loop", "{file} proves that no packet comes round again", "{file}로 증명됨: 되돌아온 패킷이 없음"),
     ("loop-unknown", "{file} proves nothing about loops; see: lab check --expect no-loop {file}", "{file}만으로는 루프가 있는지 알 수 없음; 확인: lab check --expect no-loop {file}"),

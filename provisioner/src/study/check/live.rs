@@ -12,6 +12,7 @@ use podwire_conformance::read::{CaptureFile, ReadError};
 
 use super::{Lost, Outcome};
 use crate::access;
+use crate::compare::run::Results;
 use crate::measure::journal::Journal;
 use crate::measure::summary::Summary;
 use crate::study::snapshot::Snapshot;
@@ -251,6 +252,23 @@ pub fn measuring(directory: &Path, file: &str, under_way: Option<&Path>) -> Outc
     Outcome::new(held, if held { "measuring" } else { "not-measuring" }, [("file", format!("{file}.jsonl"))])
 }
 
+/// Judges results of `lab compare`.
+pub fn compared(directory: &Path, file: &str) -> Outcome {
+    let path = directory.join(format!("{file}.json"));
+    let name = ("file", format!("{file}.json"));
+    if !path.is_file() {
+        return Outcome::new(false, "no-file", [name]);
+    }
+    match Results::read(&path) {
+        Err(failure) => Outcome::new(false, "bad-results", [name, ("why", failure.cause)]),
+        Ok(results) => {
+            let modes = results.modes.iter().map(|measured| measured.mode.to_string()).collect::<Vec<_>>();
+            let args = [name, ("modes", modes.join(", ")), ("rounds", results.rounds.to_string())];
+            Outcome::new(results.rounds > 0, "compared", args)
+        }
+    }
+}
+
 /// Judges a picture.
 pub fn picture(directory: &Path, file: &str) -> Outcome {
     let text = std::fs::read_to_string(directory.join(file)).unwrap_or_default();
@@ -356,6 +374,8 @@ mod tests {
         assert!(!picture(path, "p.svg").held && !measured(path, "m", Lost::None, None).held);
         assert!(!capture_file(path, "c.pcapng", Expectation::Native, &Context::default()).held);
         assert!(!captured(path, "c.pcapng", "10.0.0.1", "10.0.0.2").held);
+        std::fs::write(path.join("r.json"), "{}").unwrap();
+        assert!(!compared(path, "r").held && !compared(path, "none").held);
         assert!(!captured(path, "none.pcapng", "10.0.0.1", "10.0.0.2").held);
         assert!(!loops(path, "c.pcapng", true).held && !loops(path, "none.pcapng", false).held);
     }

@@ -165,6 +165,11 @@ pub enum Check {
         /// Whether calls were lost.
         lost: Lost,
     },
+    /// Results of `lab compare` are there, of two modes.
+    Compared {
+        /// The file's name, without its ending.
+        file: String,
+    },
     /// A picture of measurements was drawn.
     Picture {
         /// Its name.
@@ -234,6 +239,7 @@ impl Check {
             Self::NoComplaint {} => "no-complaint",
             Self::Measuring { .. } => "measuring",
             Self::Measured { .. } => "measured",
+            Self::Compared { .. } => "compared",
             Self::Picture { .. } => "picture",
         }
     }

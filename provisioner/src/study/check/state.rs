@@ -43,6 +43,7 @@ pub(super) fn judge(check: &Check, seen: &Snapshot) -> Option<Outcome> {
         | Check::Captured { .. }
         | Check::NotCaptured { .. }
         | Check::Asked { .. }
+        | Check::Compared { .. }
         | Check::Loop { .. }
         | Check::Fetch { .. }
         | Check::Measuring { .. }
