@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::cni_server::CniServer;
 use crate::controllers::{
-    config, ip_masq_agent, ipcache, masquerade, node_network, routes, services, settle,
+    config, ip_masq_agent, ipcache, masquerade, no_conntrack, node_network, routes, services, settle,
 };
 use crate::core::{Core, NodeSettings, RestoreError};
 use crate::datapath::{Datapath, DatapathError};
@@ -198,6 +198,7 @@ async fn serve(options: &Options) -> Result<(), DaemonError> {
     tokio::spawn(routes_controller(&prepared, &node, &values, &stores, &outcome, &health).run());
     tokio::spawn(ipcache_controller(&core, &node, &stores, &names, &health).run());
     tokio::spawn(settle::run(core.clone(), health.clone()));
+    tokio::spawn(no_conntrack::run(values.clone(), health.clone()));
     let maps = Api::<ConfigMap>::namespaced(client.clone(), &options.config_map_namespace);
     let maps = watch(maps, only(CONFIG_MAP), "watch-config", health.clone(), core.signal().clone());
     tokio::spawn(config::run(core.clone(), values.clone(), maps, health.clone()));

@@ -38,6 +38,7 @@ mod cidrs;
 mod config_map;
 mod ip_masq_agent;
 mod load_balancer;
+mod no_conntrack;
 mod tunnel;
 mod upgrade;
 
@@ -50,6 +51,7 @@ pub const MAX_NATIVE_CIDRS: usize = 8;
 /// All values, with their defaults. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are the chart's")]
 pub struct Values {
     /// Address of the API server as agents reach it; needed because nothing serves `kubernetes.default` before the agent runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +93,8 @@ pub struct Values {
     pub socket_lb: SocketLb,
     /// Callers of Services from outside.
     pub load_balancer: LoadBalancer,
+    /// Keep pods' packets out of the kernel's connection tracking, by nftables rules.
+    pub install_no_conntrack_iptables_rules: bool,
     /// Devices that carry the programs, that of the underlay first; empty: the device of the node's InternalIP, and for
     /// masquerade every other one that leads out of the node.
     pub devices: Vec<String>,
@@ -170,6 +174,7 @@ impl Default for Values {
             ip_masq_agent: IpMasqAgent::default(),
             socket_lb: SocketLb::default(),
             load_balancer: LoadBalancer::default(),
+            install_no_conntrack_iptables_rules: false,
             devices: Vec::new(),
             mtu: 0,
             operator: Operator::default(),
@@ -320,6 +325,7 @@ impl Values {
             |key, cause: String, mend: &str| Err(ValuesError::Invalid { key, cause, mend: mend.into() });
         self.validate_tunnel()?;
         self.validate_load_balancer()?;
+        self.validate_no_conntrack()?;
         if self.routing_mode == RoutingMode::Native && self.ipv4_native_routing_cidr.is_empty() {
             return invalid(
                 "ipv4NativeRoutingCIDR",

@@ -4,6 +4,7 @@ pub mod config;
 pub mod ip_masq_agent;
 pub mod ipcache;
 pub mod masquerade;
+pub mod no_conntrack;
 pub mod node_network;
 mod retry;
 pub mod routes;

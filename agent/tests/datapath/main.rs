@@ -12,6 +12,7 @@ mod masquerade_devices;
 mod masquerade_errors;
 mod masquerade_limits;
 mod net;
+mod no_conntrack;
 mod node_port;
 mod outside;
 mod refusals;

@@ -34,6 +34,7 @@ impl Values {
         put("bpf-lb-sock", self.socket_lb.enabled.to_string());
         put("bpf-lb-algorithm", self.load_balancer.algorithm.to_string());
         put("bpf-lb-mode", self.load_balancer.mode.to_string());
+        put("install-no-conntrack-iptables-rules", self.install_no_conntrack_iptables_rules.to_string());
         put("cluster-pool-ipv4-cidr", words(&self.ipam.operator.pod_cidr_list));
         put("cluster-pool-ipv4-mask-size", self.ipam.operator.mask_size.to_string());
         put("devices", self.devices.join(" "));
@@ -67,6 +68,8 @@ impl Values {
         read(map, "enable-ipv4-masquerade", "true or false", &mut v.enable_ipv4_masquerade)?;
         read(map, "enable-ip-masq-agent", "true or false", &mut v.ip_masq_agent.enabled)?;
         read(map, "bpf-lb-sock", "true or false", &mut v.socket_lb.enabled)?;
+        let no_conntrack = &mut v.install_no_conntrack_iptables_rules;
+        read(map, "install-no-conntrack-iptables-rules", "true or false", no_conntrack)?;
         read(map, "bpf-lb-algorithm", "maglev or random", &mut v.load_balancer.algorithm)?;
         read(map, "bpf-lb-mode", "snat", &mut v.load_balancer.mode)?;
         v.ipam.operator.pod_cidr_list =
