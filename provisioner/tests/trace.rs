@@ -160,8 +160,26 @@ fn what_is_rewritten_and_replaced_is_shown() {
     assert_eq!(way(&json, 0), ["router:eth1", "k8s-w1:eth1"]);
     assert_eq!(way(&answered(&lab, &["k8s-w1", "k8s-w1"]), 0), ["k8s-w1:lo"]);
 
+    node_port(&lab);
     refused(&lab, &near);
     dropped(&lab);
+}
+
+/// A port of a node is the Service's: translated on the way for callers from outside.
+fn node_port(lab: &Lab) {
+    lab.get(&["patch", "service", "webpod", "-p", r#"{"spec":{"type":"NodePort"}}"#]);
+    let port = lab.get(&["get", "service", "webpod", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
+    eventually("the agent knows the port", || {
+        let text = ok(&mut lab.on("k8s-w1", &["podwire", "bpf", "lb", "list"]));
+        if text.contains(&format!(":{port}")) { Ok(()) } else { Err(text) }
+    });
+    let json = answered(lab, &["router", &format!("k8s-w1:{port}")]);
+    assert_eq!(json["nodePortOf"], "webpod", "{json:#}");
+    let hops = json["legs"][0]["hops"].as_array().unwrap();
+    let (first, last) = (&hops[0], hops.last().unwrap());
+    assert_eq!(first["destination"].as_str(), Some(format!("192.168.10.101:{port}").as_str()));
+    assert!(lab.pods("app=webpod").iter().any(|(name, ..)| last["place"] == *name), "{json:#}");
+    assert!(last["destination"].as_str().unwrap().ends_with(":80"), "{json:#}");
 }
 
 /// Nobody listens; no pod is ready; the Service has no such port.

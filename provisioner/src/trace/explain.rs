@@ -67,6 +67,9 @@ pub struct At {
     pub device: String,
 }
 
+/// The agent's word for a Service that nobody serves.
+const NO_BACKEND: &str = "Service backend not found";
+
 /// What is looked into.
 pub struct Case<'a> {
     /// The lab.
@@ -111,17 +114,6 @@ impl Case<'_> {
         asks.sort();
         asks.dedup();
         asks
-    }
-
-    /// The machine that the source is, about its own packet.
-    fn at_source(&self) -> Option<Ask> {
-        let source = &self.plan.source;
-        source.pod.is_none().then(|| Ask {
-            machine: source.machine.clone(),
-            source: None,
-            destination: self.plan.target.address,
-            by: None,
-        })
     }
 
     /// The machine that the flow arrived at, about its answer.
@@ -201,68 +193,6 @@ impl Case<'_> {
         finding
     }
 
-    /// No packet of the probe was seen.
-    fn unseen(&self, evidence: &Evidence) -> Finding {
-        let source = &self.plan.source;
-        let place = &source.name;
-        let refused = matches!(evidence.outcome, Outcome::Refused(_));
-        let told = self.at_source().and_then(|ask| evidence.routes.get(&ask));
-        let silent = evidence.arp.iter().find(|arp| arp.place == *place);
-        let cause = match (&self.plan.target.service, &evidence.outcome) {
-            (_, Outcome::Answered(_)) => None,
-            (Some(service), _) if refused => match self.plan.service_port() {
-                None => Some(Cause::NoServicePort {
-                    service: service.called(),
-                    has: service
-                        .ports
-                        .iter()
-                        .map(|port| format!("{}/{}", port.port, port.protocol))
-                        .collect(),
-                }),
-                Some(port) if port.backends.is_empty() => {
-                    Some(Cause::NoBackend { service: service.called() })
-                }
-                Some(_) => Some(at_source(&evidence.outcome)),
-            },
-            _ => told
-                .and_then(|told| {
-                    refusal_of(told)
-                        .or_else(|| silent_hop(told, place, self.plan.target.address, &evidence.arp))
-                })
-                .or_else(|| {
-                    silent.map(|arp| Cause::SilentNextHop {
-                        route: None,
-                        by_default: false,
-                        next_hop: arp.address,
-                        device: arp.device.clone(),
-                    })
-                })
-                .or_else(|| Some(at_source(&evidence.outcome))),
-        };
-        let Some(cause) = cause else {
-            return Finding {
-                verdict: Verdict::Incomplete,
-                way: None,
-                at: None,
-                cause: None,
-                why: vec!["The probe was answered, but no tap saw it go.".into()],
-                mend: vec!["trace again; if it stays so, report this as a bug".into()],
-            };
-        };
-        let scene = Scene {
-            world: self.world,
-            flag: self.flag,
-            place,
-            machine: &source.machine,
-            source: source.pod.as_ref().and_then(|pod| pod.ip).unwrap_or(Ipv4Addr::UNSPECIFIED),
-            destination: self.plan.target.address,
-            what: "packet".into(),
-        };
-        let by_service = matches!(cause, Cause::NoBackend { .. } | Cause::NoServicePort { .. });
-        let verdict = if by_service { Verdict::Refused } else { Verdict::Died };
-        self.finding(verdict, Some(Way::There), None, cause, &scene, &[])
-    }
-
     /// The first packet arrived, and so did its answer, if there was one.
     fn arrived(&self, journey: &Journey, evidence: &Evidence) -> Finding {
         let there = &journey.there;
@@ -294,7 +224,11 @@ impl Case<'_> {
             None => refusing_error(journey).map(ToString::to_string),
         };
         if let Some(with) = refusal {
-            return self.finding(Verdict::Refused, None, Some(tap), Cause::Refused { with }, &forth, &[]);
+            let cause = self.unserved(Some(tap)).unwrap_or(Cause::Refused { with });
+            return self.finding(Verdict::Refused, None, Some(tap), cause, &forth, &[]);
+        }
+        if let Some(cause) = evidence.drop_of(&tap.machine, hop.ends) {
+            return self.finding(Verdict::Died, Some(Way::There), Some(tap), cause, &forth, &[]);
         }
         // No answer was seen. Perhaps it has no way out of the machine.
         let told =
@@ -357,8 +291,14 @@ impl Case<'_> {
             return self.finding(Verdict::Loop, Some(end.way), entry, cause, &scene, &taken);
         }
         let error = error_about(journey, end.leg);
-        let cause = evidence
-            .drop_of(&end.tap.machine, end.hop.ends)
+        let dropped = evidence.drop_of(&end.tap.machine, end.hop.ends);
+        // Nobody serves it: that is more than where the packet was dropped for it.
+        if matches!(&dropped, Some(Cause::Dropped { reason, .. }) if reason == NO_BACKEND)
+            && let Some(cause) = self.unserved(Some(end.tap))
+        {
+            return self.finding(Verdict::Refused, None, Some(end.tap), cause, &scene, &[]);
+        }
+        let cause = dropped
             .or_else(|| {
                 if end.hop.out {
                     self.outward(end, told, evidence)
@@ -449,7 +389,7 @@ impl Case<'_> {
         Cause::Error { error: leg.kind.to_string(), from: self.world.with_name(from) }
     }
 
-    fn finding(
+    pub(super) fn finding(
         &self,
         verdict: Verdict,
         way: Option<Way>,
@@ -482,13 +422,6 @@ fn addresses(hop: &Hop) -> (Ipv4Addr, Ipv4Addr) {
 
 fn is_reset(leg: &Leg) -> bool {
     matches!(leg.kind, Kind::Tcp(flags) if flags.has(TcpFlags::RST))
-}
-
-fn at_source(outcome: &Outcome) -> Cause {
-    match outcome {
-        Outcome::Refused(says) | Outcome::Odd(says) => Cause::RefusedAtSource { says: says.clone() },
-        _ => Cause::Unknown,
-    }
 }
 
 /// The first ICMP error about a packet, redirects apart: they are advice.

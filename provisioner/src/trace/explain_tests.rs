@@ -346,9 +346,44 @@ fn a_service_that_nobody_serves_is_refused_before_a_packet_is_sent() {
     assert_eq!(finding.cause, Some(cause));
     let finding = explain("webpod", &nothing, refused(), None);
     assert!(matches!(finding.cause, Some(Cause::RefusedAtSource { .. })), "it has backends: {finding:?}");
+    // Packet by packet it is the agent that finds nobody.
+    let mut seen = Seen::default();
+    let flow = ends((CURL, 20_001), (Ipv4Addr::new(10, 96, 1, 9), 80));
+    seen.marked("curl-pod:eth0", true, flow, 64, SYN, 1);
+    seen.packet("k8s-ctr:lxc1", false, flow, 64, SYN, 1);
+    let drop =
+        Drop { node: "k8s-ctr".into(), reason: NO_BACKEND.into(), point: "from-endpoint".into(), ends: flow };
+    let finding = explain("empty", &seen, Evidence { drops: vec![drop], ..evidence() }, None);
+    assert_eq!(finding.verdict, Verdict::Refused);
+    assert_eq!(finding.cause, Some(Cause::NoBackend { service: "empty".into() }));
     // Not refused, not seen, and yet answered: the taps are to blame.
     let answered = Evidence { outcome: Outcome::Answered("HTTP 200".into()), ..evidence() };
     assert_eq!(explain("webpod", &nothing, answered, None).verdict, Verdict::Incomplete);
+}
+
+#[test]
+fn a_node_without_a_pod_of_its_own_refuses_callers_from_outside() {
+    let mut seen = Seen::default();
+    let flow = ends((Ipv4Addr::new(192, 168, 10, 200), 20_001), (W1, 30_080));
+    seen.marked("router:eth1", true, flow, 64, SYN, 1);
+    seen.packet("k8s-w1:eth1", false, flow, 64, SYN, 1);
+    seen.packet("k8s-w1:eth1", true, flow.reversed(), 64, RST, 2);
+    seen.packet("router:eth1", false, flow.reversed(), 64, RST, 2);
+    let (mut world, taps, sightings) = (world(), taps(), seen.list());
+    let mut cause = |local_only, on_w1: bool| {
+        let service = world.services.iter_mut().find(|s| s.name == "webpod").unwrap();
+        service.local_only = local_only;
+        service.ports[0].backends = vec![(if on_w1 { WEB_NEAR } else { WEB_FAR }, 80)];
+        let plan = plan(&world, "router", "k8s-w1:30080", None).unwrap();
+        let journey = follow(&sightings, &taps, &world, &plan.source);
+        let case = Case { world: &world, plan: &plan, taps: &taps, journey: journey.as_ref(), flag: "" };
+        let finding = case.explain(&evidence());
+        assert_eq!(finding.verdict, Verdict::Refused);
+        finding.cause
+    };
+    assert_eq!(cause(true, false), Some(Cause::NoLocalBackend { service: "webpod".into() }));
+    assert!(matches!(cause(true, true), Some(Cause::Refused { .. })));
+    assert!(matches!(cause(false, false), Some(Cause::Refused { .. })));
 }
 
 #[test]

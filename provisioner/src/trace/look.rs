@@ -153,10 +153,18 @@ fn service(object: &core::Service, slices: &[EndpointSlice]) -> Service {
         let protocol = protocol(port.protocol.as_deref())?;
         let port_name = port.name.clone().unwrap_or_default();
         let backends = own.iter().flat_map(|slice| backends(slice, &port_name, protocol)).collect();
-        Some(ServicePort { name: port_name, port: u16::try_from(port.port).ok()?, protocol, backends })
+        let node_port = port.node_port.and_then(|number| u16::try_from(number).ok());
+        Some(ServicePort {
+            name: port_name,
+            port: u16::try_from(port.port).ok()?,
+            node_port,
+            protocol,
+            backends,
+        })
     });
     Service {
         ip: spec.and_then(|s| s.cluster_ip.as_ref()?.parse().ok()),
+        local_only: spec.is_some_and(|s| s.external_traffic_policy.as_deref() == Some("Local")),
         ports: ports.collect(),
         namespace,
         name,
@@ -208,7 +216,7 @@ mod tests {
     fn a_service_knows_who_answers() {
         let object = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "default"},
-            "spec": {"clusterIP": "10.96.1.1", "ports": [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "x", "port": 9, "protocol": "SCTP"}]},
+            "spec": {"clusterIP": "10.96.1.1", "externalTrafficPolicy": "Local", "ports": [{"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080}, {"name": "x", "port": 9, "protocol": "SCTP"}]},
         }))
         .unwrap();
         let slice = |namespace: &str| -> EndpointSlice {
@@ -226,8 +234,9 @@ mod tests {
         };
         let service = service(&object, &[slice("default"), slice("other")]);
         assert_eq!(service.ports.len(), 1, "SCTP is not traced");
-        let backends = &service.port(Protocol::Tcp, 80).unwrap().backends;
-        assert_eq!(backends, &[([10, 0, 0, 1].into(), 8080), ([10, 0, 0, 2].into(), 8080)]);
+        let port = &service.ports[0];
+        assert_eq!((port.port, port.node_port, service.local_only), (80, Some(30080), true));
+        assert_eq!(port.backends, [([10, 0, 0, 1].into(), 8080), ([10, 0, 0, 2].into(), 8080)]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod show;
 pub mod sighting;
 #[cfg(test)]
 mod testing;
+mod unseen;
 mod why;
 pub mod world;
 

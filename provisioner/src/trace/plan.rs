@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use podwire_api::names;
 
 use super::Protocol;
-use super::world::{Owner, Pod, Service, World};
+use super::world::{Owner, Pod, Service, ServicePort, World};
 use crate::error::Failure;
 use crate::lab::hint;
 
@@ -39,8 +39,10 @@ pub struct Source {
 pub struct Target {
     /// The address that the source is told.
     pub address: Ipv4Addr,
-    /// The Service that has this address.
+    /// The Service that has this address, or this port of a node.
     pub service: Option<Service>,
+    /// It is a node's address, and the Service has the port there.
+    pub by_node: bool,
 }
 
 /// Why there is nothing to trace.
@@ -74,7 +76,12 @@ impl Tap {
 pub fn plan(world: &World, from: &str, to: &str, protocol: Option<Protocol>) -> Result<Plan, Problem> {
     let source = source(world, from)?;
     let (name, port) = split(to)?;
-    let target = target(world, name)?;
+    let mut target = target(world, name)?;
+    if let Some(number) = port.and_then(|port| port.parse().ok())
+        && let Some(service) = world.node_port(target.address, number, protocol)
+    {
+        (target.service, target.by_node) = (Some(service.clone()), true);
+    }
     let (protocol, port) = speech(&target, to, port, protocol)?;
     Ok(Plan { source, target, protocol, port })
 }
@@ -95,7 +102,7 @@ fn source(world: &World, from: &str) -> Result<Source, Problem> {
 }
 
 fn target(world: &World, to: &str) -> Result<Target, Problem> {
-    let of = |address: Ipv4Addr| Target { address, service: world.service(address).cloned() };
+    let of = |address: Ipv4Addr| Target { address, service: world.service(address).cloned(), by_node: false };
     if let Ok(address) = to.parse::<Ipv4Addr>() {
         return Ok(of(address));
     }
@@ -178,7 +185,7 @@ fn speech(
                 && number > 0
             {
                 // A Service that has the port says which protocol it is of.
-                let only = ports.clone().find(|p| p.port == number).map(|p| p.protocol);
+                let only = ports.clone().find(|p| target.number(p) == Some(number)).map(|p| p.protocol);
                 return Ok((protocol.or(only).unwrap_or(Protocol::Tcp), Some(number)));
             }
             let named = ports
@@ -195,6 +202,13 @@ fn speech(
             None if wanted.is_none() => Ok((Protocol::Icmp, None)),
             None => Err(wrong(format!("it needs a port; write {typed}:PORT"))),
         },
+    }
+}
+
+impl Target {
+    /// The number that a port of the Service has at this address.
+    fn number(&self, port: &ServicePort) -> Option<u16> {
+        if self.by_node { port.node_port } else { Some(port.port) }
     }
 }
 
@@ -217,8 +231,11 @@ impl Plan {
     }
 
     /// The port of the Service that is meant.
-    pub fn service_port(&self) -> Option<&super::world::ServicePort> {
-        self.target.service.as_ref()?.port(self.protocol, self.port?)
+    pub fn service_port(&self) -> Option<&ServicePort> {
+        let is_it = |p: &&ServicePort| {
+            p.protocol == self.protocol && self.port.is_some() && self.target.number(p) == self.port
+        };
+        self.target.service.as_ref()?.ports.iter().find(is_it)
     }
 
     /// Where to tap: the devices of every machine, and both ends of the veth pairs of the pods that take part.
@@ -319,6 +336,19 @@ mod tests {
         assert_eq!(good("curl-pod", "webpod", Some(Protocol::Icmp)).port, None);
         let other = good("curl-pod", "webpod:81", None);
         assert!(other.service_port().is_none() && other.answerers().is_empty());
+    }
+
+    #[test]
+    fn a_port_of_a_node_is_a_service_s() {
+        let plan = good("router", "k8s-w1:30080", None);
+        assert_eq!(plan.target.service.as_ref().map(|s| s.name.as_str()), Some("webpod"));
+        assert!(plan.target.by_node && plan.answerers().len() == 3);
+        assert_eq!(plan.ports(), BTreeSet::from([80, 30080]));
+        for other in ["k8s-w1:80", "router:30080", "10.96.1.1:30080"] {
+            assert!(!good("curl-pod", other, None).target.by_node, "{other}");
+        }
+        let udp = good("router", "k8s-w1:30080", Some(Protocol::Udp));
+        assert!(udp.target.service.is_none());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::explain::{Finding, Verdict};
 use super::follow::{Hop, Journey, Leg, Way};
 use super::plan::{Plan, Tap};
 use super::probe::Outcome;
-use super::world::{Owner, World};
+use super::world::{Owner, Service, World};
 
 /// A whole trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,6 +31,9 @@ pub struct Trace {
     /// The port that it meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The Service that has the port on every node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_port_of: Option<String>,
     /// Who was called instead of the Service's address, which was replaced at the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<Party>,
@@ -207,6 +210,7 @@ pub fn trace(
         destination: Party::of(world, plan.target.address),
         protocol: plan.protocol,
         port: plan.port,
+        node_port_of: plan.target.service.as_ref().filter(|_| plan.target.by_node).map(Service::called),
         backend: backend.map(|(ip, port)| Party { port: Some(port), ..Party::of(world, ip) }),
         legs,
         packets: journey.map_or((0, 0), |journey| journey.packets),
@@ -300,8 +304,11 @@ pub fn text(trace: &Trace) -> String {
     let mut text = String::new();
     let port = trace.port.map(|port| format!(" port {port}")).unwrap_or_default();
     let _ = writeln!(text, "{} -> {}, {}{port}", trace.source, trace.destination, trace.protocol);
+    if let Some(service) = &trace.node_port_of {
+        let _ = writeln!(text, "the port is that of Service {service} on every node");
+    }
     if let Some(backend) = &trace.backend {
-        let _ = writeln!(text, "the ClusterIP is replaced at the socket: {backend} is called instead");
+        let _ = writeln!(text, "the address is replaced at the socket: {backend} is called instead");
     }
     let hops = || trace.legs.iter().flat_map(|leg| &leg.hops);
     let width = |of: fn(&ShownHop) -> usize| hops().map(of).max().unwrap_or_default();

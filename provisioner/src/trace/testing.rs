@@ -29,12 +29,18 @@ pub(super) fn world() -> World {
         Pod { name: "pending".into(), namespace: "default".into(), ..Pod::default() },
     ];
     let backends = vec![(Ipv4Addr::new(172, 20, 0, 2), 80), (WEB_NEAR, 80), (WEB_FAR, 80)];
-    let port =
-        |name: &str, port, protocol, backends| ServicePort { name: name.into(), port, protocol, backends };
+    let port = |name: &str, port, protocol, backends| ServicePort {
+        name: name.into(),
+        port,
+        node_port: (name == "http").then_some(30_000 + port),
+        protocol,
+        backends,
+    };
     let service = |namespace: &str, name: &str, ip: &str, ports| Service {
         namespace: namespace.into(),
         name: name.into(),
         ip: ip.parse().ok(),
+        local_only: false,
         ports,
     };
     let services = vec![

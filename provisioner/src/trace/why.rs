@@ -92,6 +92,11 @@ pub enum Cause {
         /// The Service.
         service: String,
     },
+    /// The Service is served to callers from outside by pods of the node that they call only, and that has none.
+    NoLocalBackend {
+        /// The Service.
+        service: String,
+    },
     /// The Service does not serve this port, or pings.
     NoServicePort {
         /// The Service.
@@ -243,13 +248,16 @@ impl Cause {
                 ttl.0,
                 ttl.1
             ),
-            Self::NoBackend { service } => format!(
-                "Service {service} has no pod that is ready to answer, so {place}'s kernel refused to connect: no packet was sent."
+            Self::NoBackend { service } => {
+                format!("Service {service} has no pod that is ready to answer.")
+            }
+            Self::NoLocalBackend { service } => format!(
+                "Callers from outside are served by the pods of Service {service} on {place} only (externalTrafficPolicy: Local), and none of them is ready."
             ),
-            Self::NoServicePort { service, has } => format!(
-                "Service {service} does not serve that (it serves {}), so {place}'s kernel refused to connect: no packet was sent.",
-                if has.is_empty() { "nothing".into() } else { has.join(", ") }
-            ),
+            Self::NoServicePort { service, has } => {
+                let has = if has.is_empty() { "nothing".into() } else { has.join(", ") };
+                format!("Service {service} does not serve that: it serves {has}.")
+            }
             Self::RefusedAtSource { says } => {
                 format!("No packet was seen: {place}'s own system refused to send ({says}).")
             }
@@ -310,7 +318,7 @@ impl Cause {
             Self::Error { .. } | Self::Unknown => vec![scene.on(machine, "ip route")],
             Self::Filtered { .. } => vec![scene.on(machine, "nft list ruleset")],
             Self::Circle { machines, .. } => circle_mends(scene, machines, taken),
-            Self::NoBackend { service } => {
+            Self::NoBackend { service } | Self::NoLocalBackend { service } => {
                 let (namespace, name) = service.split_once('/').unwrap_or(("default", service));
                 vec![format!("kubectl -n {namespace} describe service {name}")]
             }

@@ -73,6 +73,8 @@ pub struct Service {
     pub name: String,
     /// Its ClusterIP; none if it is headless or an alias.
     pub ip: Option<Ipv4Addr>,
+    /// Callers from outside are served by pods of the node that they call only (`externalTrafficPolicy: Local`).
+    pub local_only: bool,
     /// Its ports.
     pub ports: Vec<ServicePort>,
 }
@@ -84,6 +86,8 @@ pub struct ServicePort {
     pub name: String,
     /// The number.
     pub port: u16,
+    /// The same port at every node's addresses, if it has one (NodePort).
+    pub node_port: Option<u16>,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Who answers: address and port of those that are ready.
@@ -112,9 +116,9 @@ impl Service {
         called(&self.namespace, &self.name)
     }
 
-    /// The port of a protocol and a number.
-    pub fn port(&self, protocol: Protocol, number: u16) -> Option<&ServicePort> {
-        self.ports.iter().find(|port| port.protocol == protocol && port.port == number)
+    /// What it serves, in words: `80/TCP`.
+    pub fn serves(&self) -> Vec<String> {
+        self.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect()
     }
 }
 
@@ -159,6 +163,15 @@ impl World {
     /// The Service that has a ClusterIP.
     pub fn service(&self, ip: Ipv4Addr) -> Option<&Service> {
         self.services.iter().find(|service| service.ip == Some(ip))
+    }
+
+    /// The Service that has a port of a node, if the address is one.
+    pub fn node_port(&self, ip: Ipv4Addr, port: u16, protocol: Option<Protocol>) -> Option<&Service> {
+        let Some(Owner::Machine(machine)) = self.owner(ip) else { return None };
+        self.lab.node(&machine.name).filter(|node| node.role.is_kubernetes())?;
+        let has_it =
+            |p: &ServicePort| p.node_port == Some(port) && protocol.is_none_or(|wanted| wanted == p.protocol);
+        self.services.iter().find(|service| service.ports.iter().any(has_it))
     }
 
     /// The machine and the device that have an Ethernet address.
