@@ -125,6 +125,11 @@ fn services() {
 }
 
 #[test]
+fn names_of_services() {
+    proven("3/dns");
+}
+
+#[test]
 fn across_a_router() {
     proven("4/cross-subnet");
 }
@@ -137,6 +142,11 @@ fn the_overlay() {
 #[test]
 fn a_loop() {
     proven("4/loop");
+}
+
+#[test]
+fn no_way_back() {
+    proven("4/fault-one-way");
 }
 
 #[test]
