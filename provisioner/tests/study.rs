@@ -140,6 +140,11 @@ fn the_overlay() {
 }
 
 #[test]
+fn native_and_overlay_compared() {
+    proven("4/compare");
+}
+
+#[test]
 fn a_loop() {
     proven("4/loop");
 }
