@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Podwire beside its peers, in one run: ratios, never bare times.
 
-  run.py --bin target/release --out report [--only up,cni,path,check,ipam,operator,memory] [--quick]
+  run.py --bin target/release --out report [--only up,cni,path,services,check,ipam,operator,memory] [--quick]
 
 Writes bench.json (every sample) and bench.md (the table that the README quotes).
   up     `lab up` to all pods Ready, warm, with its parts
   cni    CNI ADD and DEL beside Debian's ptp + host-local, on the same node
   path   pod to pod across nodes beside node to node, plain kernel routing, and ptp with 200 services
+  services  connections a second by ClusterIP and by NodePort beside direct ones, and beside kube-proxy's rules, at 1 and 10,000 Services
   check  `lab check` beside tcpdump --count and tshark on the same file
   ipam   addresses given and taken back beside an ordered set, and beside host-local
   operator  pod CIDRs for 1,000 nodes beside as many writes to the same API server
@@ -26,6 +27,7 @@ import time
 
 import control
 import netns
+import services
 from netns import inside, path, run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,7 +37,7 @@ LAB = "native-routing"
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--bin", required=True)
 ap.add_argument("--out", required=True)
-ap.add_argument("--only", default="up,cni,path,check,ipam,operator,memory")
+ap.add_argument("--only", default="up,cni,path,services,check,ipam,operator,memory")
 ap.add_argument("--quick", action="store_true", help="one short round: shows that everything runs; no figures to quote")
 args = ap.parse_args()
 lab = os.path.join(args.bin, "lab")
@@ -254,6 +256,65 @@ def bench_path():
                 aim if peer == "podwire" else "")
 
 
+def connect_rate(client, address):
+    """Connections a second; `client` is what goes before the command."""
+    rate = os.path.abspath(os.path.join(args.bin, "examples", "connect_rate"))
+    return json.loads(run(*client, "taskset", "-c", "0", rate, "load", address, "8", str(seconds), timeout=seconds + 60))
+
+
+def bench_services():
+    counts = (1, 100) if args.quick else (1, 10_000)
+    rate = os.path.join(args.bin, "examples", "connect_rate")
+    on = lambda machine: [lab, "exec", "--lab", LAB, machine, "--"]
+    kubectl = [*on("k8s-ctr"), "kubectl"]
+    lab_up()
+    try:
+        client, server, address = podwire_pods()
+        services.one(kubectl, address)
+        by_hand = services.peers(counts)
+        in_pod = [*kubectl, "exec", "curl-pod", "--"]
+        ours = {("direct", "podwire"): (in_pod, server, f"{address}:{services.PORT}")}
+        ours_at = lambda count: {
+            ("ClusterIP", f"podwire, {count:,} Services"): (in_pod, server, f"{services.VIP}:{services.PORT}"),
+            ("NodePort", f"podwire, {count:,} Services"): (on("router"), server, f"192.168.10.100:{services.NODE_PORT}"),
+        }
+        theirs = {key: (inside(c), s, a) for key, (c, s, a) in by_hand.items()}
+        for count in counts:
+            if count > 1:
+                services.many(kubectl, count - 1)
+            deadline = time.monotonic() + 120
+            listed = lambda: len(json.loads(run(*on("k8s-ctr"), "podwire", "service", "list", "-o", "json")))
+            while listed() < count and time.monotonic() < deadline:
+                time.sleep(0.2)
+            share = lambda key: key[1].endswith(f" {count:,} Services") or "Services" not in key[1]
+            peers = {key: peer for key, peer in {**theirs, **ours, **ours_at(count)}.items() if share(key)}
+            for n in range(rounds):
+                names = list(peers) if n % 2 == 0 else list(reversed(peers))
+                for what, peer in names:
+                    start, at, target = peers[what, peer]
+                    p = serve(at, services.PORT, 1, rate, "serve", str(services.PORT))
+                    try:
+                        sample("services", peer, what, **connect_rate(start, target))
+                    except (RuntimeError, subprocess.TimeoutExpired, ValueError) as e:
+                        sample("services", peer, what, failed=str(e)[:300])
+                    stop(p)
+                    processes.clear()
+    finally:
+        netns.remove_all()
+        lab_down()
+    base, plain = (median(peer, "direct", "per_second") for peer in ("podwire", "plain routing"))
+    row("connections, pod to pod", f"{rough(base)} a second", f"plain routing {rough(plain)}", ratio(base, plain), "")
+    for what in ("ClusterIP", "NodePort"):
+        for count in counts:
+            ours = median(f"podwire, {count:,} Services", what, "per_second")
+            for kind in ("iptables", "nftables"):
+                peer = median(f"{kind}, {count:,} Services", what, "per_second")
+                row(f"connections by {what}, {count:,} Services", f"{rough(ours)} a second" if ours else "failed",
+                    f"kube-proxy's {kind} {rough(peer)}" if peer else f"{kind} failed", ratio(ours, peer), "")
+            row(f"connections by {what}, {count:,} Services", f"{rough(ours)} a second" if ours else "failed", f"pod to pod {rough(base)}",
+                ratio(ours, base), "")
+
+
 def repeat_capture(base, out, size):
     """Repeats the packets of a classic pcap until the file has `size` bytes; returns how many packets that is."""
     data = open(base, "rb").read()
@@ -371,7 +432,7 @@ def interrupted(*_):
 signal.signal(signal.SIGTERM, interrupted)
 try:
     for section in args.only.split(","):
-        {"up": bench_up, "cni": bench_cni, "path": bench_path, "check": bench_check, "ipam": bench_ipam, "operator": bench_operator,
+        {"up": bench_up, "cni": bench_cni, "path": bench_path, "services": bench_services, "check": bench_check, "ipam": bench_ipam, "operator": bench_operator,
          "memory": bench_memory}[section]()
 finally:
     for p in processes:

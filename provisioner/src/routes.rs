@@ -88,7 +88,7 @@ pub struct Projection {
     pub native_on_node: u64,
     /// Entries for pods on a router between the nodes.
     pub native_on_router: u64,
-    /// The same with an overlay: a node sends everything to its tunnel device, a router sees nodes only.
+    /// The same with an overlay: a node has a route into the tunnel for each other node, a router sees nodes only.
     pub overlay_on_node: u64,
     /// And on the router.
     pub overlay_on_router: u64,
@@ -121,7 +121,7 @@ pub fn project(nodes: u64) -> Projection {
         nodes,
         native_on_node: nodes.saturating_sub(1),
         native_on_router: nodes,
-        overlay_on_node: u64::from(nodes > 1),
+        overlay_on_node: nodes.saturating_sub(1),
         overlay_on_router: 0,
         limits: limits.collect(),
     }
@@ -168,11 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn native_routing_grows_with_the_nodes_and_the_overlay_does_not() {
+    fn the_network_between_grows_with_the_nodes_under_native_routing_only() {
         let (one, many) = (project(1), project(1000));
         assert_eq!((one.native_on_node, one.overlay_on_node), (0, 0));
         assert_eq!((many.native_on_node, many.native_on_router), (999, 1000));
-        assert_eq!((many.overlay_on_node, many.overlay_on_router), (1, 0));
+        assert_eq!((many.overlay_on_node, many.overlay_on_router), (999, 0));
         assert!(many.limits.iter().all(|limit| limit.fits == (limit.entries >= 1000)));
     }
 }

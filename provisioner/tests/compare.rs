@@ -44,6 +44,16 @@ fn both_modes_are_proven_and_measured() {
     command.arg("--save").arg(&saved);
     let text = ok(&mut command);
     assert_gone(&name);
+    // Nobody's lab is taken away for it.
+    let other = format!("{name}-native");
+    let lab = |verb: &str, words: &[&str]| ok(Command::new(bin("lab")).arg(verb).args(words));
+    lab("up", &["native-routing", "--name", &other]);
+    let refused = common::run(&mut compare(&name));
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("there already") && said.contains(&format!("lab down {other}")), "{said}");
+    lab("down", &[&other]);
+    assert_gone(&name);
     let result: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result, serde_json::from_str::<Value>(&std::fs::read_to_string(&saved).unwrap()).unwrap());
     let modes = result["modes"].as_array().unwrap();
@@ -83,7 +93,7 @@ fn an_interrupted_run_leaves_nothing() {
         }
         said.push(line);
     }
-    assert_eq!(child.wait().unwrap().code(), Some(1), "{said:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
     assert!(said.iter().any(|line| line.starts_with("round 1 ")), "{said:?}");
     assert_gone(&name);
 }

@@ -28,7 +28,7 @@ pub(super) struct Compare {
     /// How long each measurement takes
     #[arg(long = "for", value_name = "TIME", default_value = "1s", value_parser = span)]
     time: Duration,
-    /// Three short rounds: for a first look
+    /// Five short rounds: for a first look
     #[arg(long, conflicts_with_all = ["rounds", "time"])]
     quick: bool,
     /// What the two labs are called, with the mode behind
@@ -51,6 +51,9 @@ fn span(text: &str) -> Result<Duration, String> {
     limits.contains(&time).then_some(time).ok_or_else(|| "write a time from 10ms to 10m".to_owned())
 }
 
+/// Exit code after Ctrl-C, as a shell has it.
+const INTERRUPTED: u8 = 130;
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn stop(_: i32) {
@@ -65,14 +68,23 @@ impl Compare {
                 self.first
             )));
         }
-        check_lab_name(&self.name)
-            .map_err(|cause| Ended::Wrong(format!("--name {:?} {cause}", self.name)))?;
-        let (rounds, time) =
-            if self.quick { (3, Duration::from_millis(200)) } else { (self.rounds, self.time) };
-        super::on_interrupt(stop);
         let modes = [self.first, self.second];
+        for mode in modes {
+            check_lab_name(&run::lab_name(&self.name, mode)).map_err(|cause| {
+                Ended::Wrong(format!("--name {:?}: with the mode behind, it {cause}", self.name))
+            })?;
+        }
+        let (rounds, time) =
+            if self.quick { (5, Duration::from_millis(150)) } else { (self.rounds, self.time) };
+        super::on_interrupt(stop);
         let options = Options { modes, name: self.name, rounds, time, keep: self.keep };
-        let measured = run::run(&options, &STOP, |what| eprintln!("{what}"))?;
+        let measured = run::run(&options, &STOP, |what| eprintln!("{what}")).map_err(|failure| {
+            if STOP.load(Ordering::Acquire) {
+                eprintln!("interrupted");
+                return Ended::Code(INTERRUPTED);
+            }
+            Ended::Failed(failure)
+        })?;
         let results = Results { rounds, seconds: time.as_secs_f64(), modes: measured };
         if let Some(file) = &self.save {
             results.write(file)?;

@@ -17,9 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CHUNK: usize = 128 << 10;
 /// Bytes of a question, and of its answer.
 pub const MESSAGE: usize = 64;
-/// Pause of the server between two looks for a new connection while none comes.
-const IDLE: Duration = Duration::from_micros(200);
-
 /// What a connection is for: its first byte.
 const SINK: u8 = b's';
 const ECHO: u8 = b'e';
@@ -43,42 +40,49 @@ pub fn with_server<T>(
     work: impl FnOnce(SocketAddr) -> io::Result<T>,
 ) -> io::Result<T> {
     let listener = inside(namespace, || TcpListener::bind((address, 0)))?;
-    listener.set_nonblocking(true)?;
     let at = listener.local_addr()?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let (listener, told) = (&listener, &stop);
         scope.spawn(move || {
-            while !told.load(Ordering::Acquire) {
-                match listener.accept() {
-                    Ok((stream, _)) => {
-                        scope.spawn(move || {
-                            // A client that goes away notices itself what it did not get.
-                            let _ = serve(stream);
-                        });
-                    }
-                    Err(_) => thread::sleep(IDLE),
+            for stream in listener.incoming() {
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
+                // A client that goes away notices itself what it did not get.
+                let Ok((kind, stream)) = stream.and_then(kind) else { continue };
+                if kind == HELLO {
+                    // Answered by this thread: to begin one would take longer than the connection.
+                    let _ = serve(kind, stream);
+                } else {
+                    scope.spawn(move || serve(kind, stream));
                 }
             }
         });
         let outcome = work(at);
         stop.store(true, Ordering::Release);
-        outcome
+        // Wakes the server, so that it sees that it may go.
+        let woken = inside(namespace, || TcpStream::connect_timeout(&at, PATIENCE));
+        outcome.and_then(|outcome| woken.map(|_| outcome))
     })
 }
 
+/// What a new connection is for.
+fn kind(mut stream: TcpStream) -> io::Result<(u8, TcpStream)> {
+    ready(&stream)?;
+    let mut kind = [0];
+    stream.read_exact(&mut kind)?;
+    Ok((kind[0], stream))
+}
+
 fn ready(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))
 }
 
-fn serve(mut stream: TcpStream) -> io::Result<()> {
-    ready(&stream)?;
-    let mut kind = [0];
-    stream.read_exact(&mut kind)?;
-    match kind[0] {
+fn serve(kind: u8, mut stream: TcpStream) -> io::Result<()> {
+    match kind {
         SINK => {
             let mut buffer = vec![0; CHUNK];
             let mut count = 0_u64;
@@ -195,8 +199,8 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for stream in listener.incoming().take(3) {
-                    let stream = stream.unwrap();
-                    scope.spawn(move || serve(stream));
+                    let (kind, stream) = kind(stream.unwrap()).unwrap();
+                    scope.spawn(move || serve(kind, stream));
                 }
             });
             let none = Duration::from_millis(20);

@@ -107,6 +107,11 @@ impl Measured {
     }
 }
 
+/// What the lab of a mode is called.
+pub fn lab_name(name: &str, mode: Mode) -> String {
+    format!("{name}-{mode}")
+}
+
 /// The labs of a run; they are taken down when this is dropped.
 struct Labs(Vec<String>);
 
@@ -299,14 +304,20 @@ pub fn run(options: &Options, stop: &AtomicBool, say: impl Fn(&str)) -> Result<[
         }
         Ok(())
     };
-    let names = options.modes.map(|mode| format!("{}-{mode}", options.name));
+    let names = options.modes.map(|mode| lab_name(&options.name, mode));
+    let root = StateRoot::from_env();
+    if let Some(name) = names.iter().find(|name| root.names().contains(name)) {
+        return Err(Failure::new(
+            format!("lab {name}"),
+            "it is there already: another comparison's, or left by one that was killed",
+            format!("take it down: lab down {name}; or compare under another name: --name"),
+        ));
+    }
     let labs = Labs(names.to_vec());
     let mut stages = Vec::new();
     for (mode, name) in options.modes.into_iter().zip(&names) {
         goes_on()?;
         say(&format!("{mode}: lab {name}"));
-        // What a run before has left, killed perhaps.
-        lab(&["down", name])?;
         let mut words = vec!["up", LAB, "--name", name];
         for value in mode.values() {
             words.extend(["--set", value]);
