@@ -123,3 +123,22 @@ fn any_frame_gets_an_answer() {
             .unwrap();
     });
 }
+
+/// What comes by the wire from where no host can be is dropped, and told by its reason.
+#[test]
+fn martians_are_dropped_and_counted() {
+    isolated(|| {
+        let cluster = Cluster::new(TCX);
+        let node = &cluster.nodes[0];
+        let pod = node.pod(10);
+        let martians = [[127, 0, 0, 1], [0, 0, 0, 0], [224, 0, 0, 5], [255, 255, 255, 255]];
+        for (count, source) in (1..).zip(martians) {
+            let frame = udp_frame([0; 6], [2, 0, 0, 0, 0, 2], source.into(), pod.ip, 64);
+            assert_eq!(answer(node, "from_network", &frame), DROP, "{source:?}");
+            assert_eq!(node.counted(Point::FromNetwork, DropReason::InvalidSourceIp), count);
+        }
+        // Others may be strange, but somebody can have them.
+        let frame = udp_frame([0; 6], [2, 0, 0, 0, 0, 2], [240, 0, 0, 1].into(), pod.ip, 64);
+        assert_ne!(answer(node, "from_network", &frame), DROP);
+    });
+}

@@ -321,7 +321,7 @@ impl core::error::Error for UnknownNumber {}
 pub enum DropReason {
     /// Not a drop.
     None = 0,
-    /// A pod sent with an address that is not its own.
+    /// A pod sent with an address that is not its own, or the wire brought a packet from one that no host can have.
     InvalidSourceIp = 1,
     /// Neither IPv4 nor ARP.
     UnsupportedL3 = 2,

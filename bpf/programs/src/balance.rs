@@ -336,7 +336,7 @@ pub fn has_way_back(key: &ConnectionKey) -> bool {
 /// An ICMP error about a packet of a balanced connection: who gets it knows that packet by its other ends.
 #[inline(always)]
 fn error(skb: *mut __sk_buff, ip: &Ipv4, icmp: u32, way: Way) -> u32 {
-    let Some(quoted) = transport::quoted(skb, icmp, way) else { return NOT_OURS };
+    let Some(quoted) = transport::quoted(skb, ip, icmp, way) else { return NOT_OURS };
     // The direction of the error is that of the answers to what it quotes.
     let answer = tuple(&quoted.key, way);
     // SAFETY: four fields are copied at once.
@@ -347,11 +347,9 @@ fn error(skb: *mut __sk_buff, ip: &Ipv4, icmp: u32, way: Way) -> u32 {
         Change { end: End::Source, old: old_source, new: (new.src, new.sport) },
         Change { end: End::Destination, old: old_destination, new: (new.dst, new.dport) },
     ];
-    let protocol = answer.protocol;
     let mut done = true;
     for change in &changes {
-        done &=
-            change.old == change.new || rewrite::quoted(skb, icmp, quoted.at, quoted.l4, protocol, change);
+        done &= change.old == change.new || rewrite::quoted(skb, icmp, &quoted, change);
     }
     // Who received the packet that is quoted may have written the error itself; a router on the way keeps its address.
     if ip.src == answer.src {

@@ -26,6 +26,9 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
         report::dropped(skb, Point::FromNetwork, DropReason::Malformed, None, 0);
         return DROP;
     };
+    if ip.has_martian_source() {
+        return dropped(skb, DropReason::InvalidSourceIp, &ip);
+    }
     let from_beyond = state::beyond_native(config, ip.src);
     if let Some(endpoint) = state::endpoint(ip.dst) {
         if service::has_balanced(scope::INSIDE) {
@@ -35,7 +38,7 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
                 Outcome::NotOurs | Outcome::Nobody => {}
             }
         }
-        if from_beyond && let Err(reason) = masquerade::arriving_at_pod(skb, &ip) {
+        if from_beyond && let Err(reason) = masquerade::arriving_at_pod(skb) {
             return dropped(skb, reason, &ip);
         }
         return deliver(skb, config, &ip, endpoint);

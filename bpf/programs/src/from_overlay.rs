@@ -25,6 +25,9 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
         report::dropped(skb, Point::FromOverlay, DropReason::Malformed, None, 0);
         return DROP;
     };
+    if ip.has_martian_source() {
+        return dropped(skb, DropReason::InvalidSourceIp, &ip);
+    }
     // The outer packet was for this host. The frame inside has addresses of the other node's devices, which mean nothing here.
     // SAFETY: as above. It fails for no type that a received frame can have.
     unsafe { bpf_skb_change_type(skb, packet::TO_THIS_HOST) };
@@ -39,7 +42,7 @@ pub fn run(skb: *mut __sk_buff) -> i32 {
             }
         }
         if is_from_node(config, ip.src)
-            && let Err(reason) = masquerade::arriving_at_pod(skb, &ip)
+            && let Err(reason) = masquerade::arriving_at_pod(skb)
         {
             report::dropped(skb, Point::FromOverlay, reason, Some(&ip), endpoint.id);
             return DROP;

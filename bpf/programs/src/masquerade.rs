@@ -149,7 +149,7 @@ pub fn is_done(skb: *mut __sk_buff) -> bool {
 /// address.
 #[inline(always)]
 fn leaving_error(skb: *mut __sk_buff, ip: &Ipv4, icmp: u32, from_pod: bool) -> Result<(), DropReason> {
-    let about = transport::quoted(skb, icmp, Way::Out).filter(|quoted| {
+    let about = transport::quoted(skb, ip, icmp, Way::Out).filter(|quoted| {
         // A pod speaks for itself only.
         !from_pod || quoted.key.local == ip.src
     });
@@ -170,7 +170,7 @@ fn leaving_error(skb: *mut __sk_buff, ip: &Ipv4, icmp: u32, from_pod: bool) -> R
         return Ok(());
     }
     let change = Change { end: End::Destination, old, new };
-    if !rewrite::quoted(skb, icmp, quoted.at, quoted.l4, quoted.key.protocol, &change)
+    if !rewrite::quoted(skb, icmp, &quoted, &change)
         || (from_pod && !rewrite::outer(skb, End::Source, ip.src, new.0))
     {
         return Err(DropReason::WriteError);
@@ -201,7 +201,7 @@ pub fn arriving(skb: *mut __sk_buff, ip: &Ipv4) -> Arrival {
             rewrite::packet(skb, &flow, &Change { end: End::Destination, old, new })
         }
         Content::IcmpError(icmp) => {
-            let Some(quoted) = transport::quoted(skb, icmp, Way::In) else { return Arrival::NotOurs };
+            let Some(quoted) = transport::quoted(skb, ip, icmp, Way::In) else { return Arrival::NotOurs };
             // SAFETY: two fields are copied at once.
             let Some(entry) = (unsafe { CONNECTIONS_IN.get(quoted.key) }) else { return Arrival::NotOurs };
             let new = (entry.addr, entry.port);
@@ -210,7 +210,7 @@ pub fn arriving(skb: *mut __sk_buff, ip: &Ipv4) -> Arrival {
                 return Arrival::NotOurs;
             }
             let change = Change { end: End::Source, old, new };
-            rewrite::quoted(skb, icmp, quoted.at, quoted.l4, quoted.key.protocol, &change)
+            rewrite::quoted(skb, icmp, &quoted, &change)
                 && rewrite::outer(skb, End::Destination, old.0, new.0)
         }
         _ => return Arrival::NotOurs,
@@ -220,23 +220,32 @@ pub fn arriving(skb: *mut __sk_buff, ip: &Ipv4) -> Arrival {
 
 /// A packet came in from beyond the native network, to a pod's own address: its answers keep that address.
 #[inline(always)]
-pub fn arriving_at_pod(skb: *mut __sk_buff, ip: &Ipv4) -> Result<(), DropReason> {
+pub fn arriving_at_pod(skb: *mut __sk_buff) -> Result<(), DropReason> {
+    if note_at_pod(skb) == 0 { Ok(()) } else { Err(DropReason::ConnectionInsertFailed) }
+}
+
+/// Returns a [`DropReason`]'s number, 0 if the packet may go on. A function that the linker sees: verified once, and off the
+/// stack of those who call it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_at_pod(skb: *mut __sk_buff) -> u32 {
+    let Some(ip) = packet::ipv4(skb) else { return 0 };
     if ip.is_later_fragment() {
-        return Ok(());
+        return 0;
     }
-    let Content::Flow(flow) = transport::read(skb, ip, Way::In) else { return Ok(()) };
+    let Content::Flow(flow) = transport::read(skb, &ip, Way::In) else { return 0 };
     if let Some(present) = CONNECTIONS_IN.get_ptr_mut(flow.key) {
         connection::note(skb, present, flow.seen);
-        return Ok(());
+        return 0;
     }
     if !flow.may_open || keeps_pod_address(ip.src) {
-        return Ok(());
+        return 0;
     }
     if !connection::open_untranslated(&flow) {
-        return Err(DropReason::ConnectionInsertFailed);
+        return DropReason::ConnectionInsertFailed as u32;
     }
     if let Some(opened) = CONNECTIONS_IN.get_ptr_mut(flow.key) {
         connection::note(skb, opened, flow.seen);
     }
-    Ok(())
+    0
 }

@@ -98,11 +98,41 @@ impl Ipv4 {
         self.version_ihl >> 4 == 4 && self.header_len() >= IPV4 as u32
     }
 
+    /// Where the packet ends in the frame: what is behind it (a short frame is padded) is not the packet's.
+    #[inline(always)]
+    pub fn end(&self, skb: *mut __sk_buff) -> u32 {
+        match self.total_length() {
+            // A GSO packet beyond 64 KiB, see `ipv4`.
+            // SAFETY: the kernel hands every classifier a valid context.
+            0 => unsafe { (*skb).len },
+            length => ETHERNET as u32 + u32::from(length),
+        }
+    }
+
+    /// Whether it says to come from where nothing can come from: no host has this address on any wire. (Of 240.0.0.0/4
+    /// hosts may have addresses, as Linux has it.)
+    #[inline(always)]
+    pub fn has_martian_source(&self) -> bool {
+        is_nowhere(self.src) || u32::from_be(self.src) >> 28 == 0xe || self.src == u32::MAX
+    }
+
+    /// Whether it is for no host on any wire.
+    #[inline(always)]
+    pub fn is_to_nowhere(&self) -> bool {
+        is_nowhere(self.dst)
+    }
+
     /// Multicast (RFC 5771) or the limited broadcast.
     #[inline(always)]
     pub fn is_to_many(&self) -> bool {
         u32::from_be(self.dst) >= 0xe000_0000
     }
+}
+
+/// 0.0.0.0, and the loopback network.
+#[inline(always)]
+fn is_nowhere(addr: u32) -> bool {
+    addr == 0 || u32::from_be(addr) >> 24 == 127
 }
 
 /// Where `len` bytes of the frame from `offset` on stand, if they can be read in place.

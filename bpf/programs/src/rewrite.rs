@@ -10,7 +10,7 @@ use aya_ebpf::{
 
 use crate::{
     packet::{self, ETHERNET},
-    transport::Flow,
+    transport::{Flow, Quoted},
 };
 
 /// Which end of a packet is written.
@@ -103,14 +103,15 @@ fn translate(skb: *mut __sk_buff, l4: u32, protocol: u8, change: &Change) -> boo
     outer(skb, change.end, old.0, new.0)
 }
 
-/// Writes address and port of the packet that an ICMP error quotes: the error's header begins at `icmp`, the quoted IP
-/// header at `at`, its layer 4 at `l4`. What is quoted is summed like any payload, not as a header of this packet.
+/// Writes address and port of the packet that an ICMP error quotes, whose header begins at `icmp`. What is quoted is summed
+/// like any payload, not as a header of this packet.
 #[inline(always)]
-pub fn quoted(skb: *mut __sk_buff, icmp: u32, at: u32, l4: u32, protocol: u8, change: &Change) -> bool {
+pub fn quoted(skb: *mut __sk_buff, icmp: u32, quoted: &Quoted, change: &Change) -> bool {
+    let (l4, protocol) = (quoted.l4, quoted.key.protocol);
     let outer_check = icmp + check_offset(packet::ICMP);
     let (old, new) = (change.old, change.new);
     // The error's own checksum covers the quoted address and the quoted header's checksum, whose changes cancel out.
-    if !address(skb, at, change.end, old.0, new.0) {
+    if !address(skb, quoted.at, change.end, old.0, new.0) {
         return false;
     }
     if old.1 != new.1 {
@@ -121,14 +122,17 @@ pub fn quoted(skb: *mut __sk_buff, icmp: u32, at: u32, l4: u32, protocol: u8, ch
             return false;
         }
     }
-    quoted_check(skb, outer_check, l4 + check_offset(protocol), protocol, change)
+    let check = l4 + check_offset(protocol);
+    // Read anew: room on the stack is short. Behind the error's end nothing is quoted, even if there are bytes.
+    let Some(error) = packet::ipv4(skb) else { return false };
+    check + 2 > error.end(skb) || quoted_check(skb, outer_check, check, protocol, change)
 }
 
 /// Keeps the quoted packet's own layer-4 checksum right, where it is quoted at all: tools tell their probes apart by it.
 #[inline(always)]
 fn quoted_check(skb: *mut __sk_buff, outer_check: u32, check: u32, protocol: u8, change: &Change) -> bool {
     let (old, new) = (change.old, change.new);
-    let Some(before) = packet::load::<u16>(skb, check) else { return true };
+    let Some(before) = packet::load::<u16>(skb, check) else { return false };
     if protocol == packet::UDP && before == 0 {
         return true;
     }

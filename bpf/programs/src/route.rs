@@ -77,6 +77,15 @@ fn wrap(skb: *mut __sk_buff, config: &NodeConfig, sender: Sender, ip: &Ipv4, nod
 /// Forwards by the kernel's routing table, policy rules included, or hands to the stack what a router answers for.
 #[inline(always)]
 fn by_table(skb: *mut __sk_buff, config: &NodeConfig, sender: Sender, ip: &Ipv4) -> i32 {
+    if ip.is_to_nowhere() {
+        // A default route would carry it away; the stack drops it as a martian.
+        return to_stack_dropped(skb, sender, ip, DropReason::FibLookupFailed);
+    }
+    if ip.is_to_many() {
+        // Whatever the frame's address says: not by a route to a single host.
+        report::forwarded(skb, config, Point::ToStack, ip, sender.id, 0);
+        return NEXT;
+    }
     let ports = packet::ports(skb, ip);
     // SAFETY: integers only, for which zero is a value.
     let mut fib: FibLookup = unsafe { mem::zeroed() };

@@ -51,6 +51,10 @@ const SOURCE_QUENCH: u8 = 4;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
+/// Bytes of a TCP header without options.
+const TCP_HEADER: u32 = 20;
+/// Bytes of a UDP header, and of the fixed part of an ICMP message.
+const OTHER_HEADER: u32 = 8;
 const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -75,6 +79,11 @@ pub fn read(skb: *mut __sk_buff, ip: &Ipv4, way: Way) -> Content {
             Some(ports) => flow((ports.local_port, ports.remote_port), false, seen::DATA, false),
             None => Content::LostFragment,
         };
+    }
+    let header_len = if ip.protocol == packet::TCP { TCP_HEADER } else { OTHER_HEADER };
+    if offset + header_len > ip.end(skb) {
+        // Ports that are there without the checksum behind them cannot be translated; what is behind the packet's end are none.
+        return Content::Malformed;
     }
     match ip.protocol {
         packet::TCP => {
@@ -152,17 +161,19 @@ pub struct Quoted {
     pub l4: u32,
 }
 
-/// Reads what an ICMP error quotes. An error that comes in is about what left: the quoted source is this side's.
+/// Reads what the ICMP error `error` quotes. An error that comes in is about what left: the quoted source is this side's.
 #[inline(always)]
-pub fn quoted(skb: *mut __sk_buff, icmp: u32, way: Way) -> Option<Quoted> {
-    const ICMP_HEADER: u32 = 8;
-    let at = icmp + ICMP_HEADER;
+pub fn quoted(skb: *mut __sk_buff, error: &Ipv4, icmp: u32, way: Way) -> Option<Quoted> {
+    let at = icmp + OTHER_HEADER;
     let ip: Ipv4 = packet::load(skb, at)?;
     if !ip.is_whole() || ip.is_later_fragment() {
         return None;
     }
     let l4 = at + ip.header_len();
     // RFC 792 promises eight bytes.
+    if l4 + 8 > error.end(skb) {
+        return None;
+    }
     let header: [u8; 8] = packet::load(skb, l4)?;
     let (quoted_way, local, remote) =
         if way == Way::In { (Way::Out, ip.src, ip.dst) } else { (Way::In, ip.dst, ip.src) };
