@@ -18,7 +18,7 @@ def many(kubectl, count):
                             "spec": {"ports": [{"port": 80}]}} for name in share]
     started = []
     for share in filter(None, shares):
-        p = subprocess.Popen([*kubectl, "create", "-f", "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        p = subprocess.Popen([*kubectl, "create", "--validate=false", "-f", "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                              text=True)
         started.append((p, json.dumps({"apiVersion": "v1", "kind": "List", "items": items(share)})))
     for p, text in started:
@@ -35,7 +35,7 @@ def one(kubectl, address):
         {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
          "metadata": {"name": "bench", "labels": {"kubernetes.io/service-name": "bench"}}, "ports": [{"port": PORT}],
          "endpoints": [{"addresses": [address], "nodeName": "k8s-w1"}]}]})
-    run(*kubectl, "apply", "-f", "-", input=text)
+    run(*kubectl, "apply", "--validate=false", "-f", "-", input=text)
 
 
 def iptables(services, address):
@@ -58,8 +58,11 @@ def nftables(services, address):
   map services {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; elements = {{ {listed} }} }}
   chain pre {{ type nat hook prerouting priority dstnat;
     ip protocol tcp dnat to ip daddr . tcp dport map @services
-    fib daddr type local tcp dport {NODE_PORT} meta mark set 0x4000 dnat to {address}:{PORT} }}
-  chain post {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade random }}
+    fib daddr type local tcp dport {NODE_PORT} meta mark set 0x4000 dnat to {address}:{PORT}
+  }}
+  chain post {{ type nat hook postrouting priority srcnat;
+    meta mark 0x4000 masquerade random
+  }}
 }}
 """
 
